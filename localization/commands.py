@@ -1,0 +1,139 @@
+"""`taskbone localize` and `taskbone evaluate`: between files and the store, and the pipeline."""
+
+import os
+import shlex
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from localization.config import DataConfig, read_task_file
+from localization.console import ConsoleReporter, summary_table
+from localization.data import load_dataset, load_rows
+from localization.errors import DataError
+from localization.evaluation import Evaluation, evaluate
+from localization.pipeline import Localized, localize
+from localization.tuning import predict
+from model_store import artifact
+from model_store.backbone import Backbone, load_backbone
+from model_store.encoder import Encoder
+from model_store.errors import NotFoundError
+from model_store.manifest import read_header
+from model_store.ops import TorchOps
+from model_store.store import BackboneInfo, Store
+from model_store.tokenization import InputEncoder
+
+
+def localize_file(
+    task_file: Path,
+    *,
+    store: Store,
+    data: Path | None,
+    work_dir: Path | None,
+    output: Path | None,
+    publish: bool,
+    device: str,
+    console: Console,
+) -> Localized:
+    """Localize the task of a task file; write the artifact to `output`, publish it where asked.
+
+    `data` is the folder that the task file's data paths are relative to; None: the task file's own.
+    """
+    config = read_task_file(task_file)
+    backbone = open_backbone(store, config.backbone)
+    dataset = load_dataset(config.data, data or task_file.parent, config.seed)
+    console.print(
+        f"[bold]{config.task}[/] on {backbone.name}: {len(dataset.labels)} classes, "
+        f"{len(dataset.train)} rows to tune on, {len(dataset.validation)} to validate, "
+        f"{len(dataset.test)} to test"
+    )
+    command = shlex.join(["taskbone", "localize", task_file.name])
+    with ConsoleReporter(console) as report:
+        work = (work_dir or Path("runs")) / config.task
+        result = localize(config, backbone, dataset, work, command, resolve_device(device), report)
+    written = artifact.write(result.overlay)
+    verified = artifact.verify(written, backbone.config, backbone.fingerprint)
+    target = output or Path("runs") / config.task / f"{config.task}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.write_bytes(written)
+    os.replace(temporary, target)  # noqa: PTH105 - the atomic call by its name
+    console.print(summary_table(result))
+    console.print(f"Artifact: {target} ({len(written) / 1000:.0f} KB)")
+    if publish:
+        info = store.publish(verified)
+        console.print(f"Published as version {info.version} of task {info.task} in {store.root}")
+    return result
+
+
+def evaluate_file(
+    file: Path,
+    *,
+    store: Store,
+    task: str,
+    version: int | None,
+    text: tuple[str, ...],
+    label: str | None,
+    device: str,
+) -> tuple[int, tuple[str, ...], Evaluation]:
+    """Measure a published version on a file's rows; gives (version, labels, figures).
+
+    `text` and `label` name the columns; empty or None: `text`, or `text1` and `text2`, and `label`.
+    """
+    info, content = store.read(task, version)
+    manifest, _ = read_header(content)
+    backbone = open_backbone(store, manifest.backbone.fingerprint)
+    overlay = artifact.read(content, backbone.config, backbone.fingerprint)
+    columns = text or (("text1", "text2") if manifest.takes_pairs else ("text",))
+    if len(columns) != 1 + manifest.takes_pairs:
+        expected = "two text columns" if manifest.takes_pairs else "one text column"
+        raise DataError(f"task {task!r} takes {expected}; {len(columns)} were named")
+    names = columns[0] if len(columns) == 1 else (columns[0], columns[1])
+    config = DataConfig(train=str(file.resolve()), text=names, label=label or "label")
+    rows = load_rows(config.train, config, file.parent, split="test")
+    numbers = {name: number for number, name in enumerate(manifest.labels)}
+    unknown = sorted(set(rows.labels) - set(numbers))
+    if unknown:
+        raise DataError(
+            f"{file}: label {unknown[0]!r} is not of task {task!r}; its labels: "
+            f"{', '.join(manifest.labels)}"
+        )
+    encoder = Encoder(
+        backbone.config, backbone.tensors, TorchOps(torch.float32, resolve_device(device))
+    )
+    texts = InputEncoder(
+        backbone.tokenizer, backbone.config, manifest.template, manifest.max_tokens
+    )
+    plan = overlay.plan(encoder)
+    predicted = predict(encoder, plan, texts.encode(rows.inputs)).argmax(dim=1)
+    classes = torch.tensor([numbers[name] for name in rows.labels])
+    return info.version, manifest.labels, evaluate(predicted, classes, len(manifest.labels))
+
+
+def open_backbone(store: Store, name: str | None) -> Backbone:
+    """The named backbone, or the only one there is. Raises `NotFoundError` that lists them."""
+    known = store.backbones()
+    if name is None:
+        if len(known) != 1:
+            raise NotFoundError(_which(store, known))
+        name = known[0].fingerprint
+    path = store.backbone_path(name)
+    names = {info.fingerprint: info.name for info in known}
+    return load_backbone(path, names.get(path.name, ""))
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as `cuda` where there is one, `cpu` elsewhere."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _which(store: Store, known: list[BackboneInfo]) -> str:
+    if not known:
+        return (
+            f"no backbone in the store {store.root}; add one with "
+            "`taskbone store add-backbone <folder or Hugging Face id>`"
+        )
+    names = ", ".join(info.name for info in known)
+    return f"several backbones in the store {store.root} ({names}); name one"

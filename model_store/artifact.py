@@ -1,0 +1,202 @@
+"""One artifact file <-> one overlay: reading, writing, and every check that needs the tensors.
+
+The format is `docs/artifact-format.md`. Knows nothing of where artifacts are kept.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from model_store.backbone import Backbone, EncoderConfig
+from model_store.encoder import Encoder, LinearHead, Plan
+from model_store.encoder import VerbalizerHead as VerbalizerRows
+from model_store.errors import ArtifactError, BackboneMismatchError, GoldenMismatchError
+from model_store.manifest import (
+    METADATA_KEY,
+    Manifest,
+    TextInput,
+    VerbalizerHead,
+    VerifiedArtifact,
+    read_header,
+)
+from model_store.packing import Item, pack
+from model_store.tokenization import InputEncoder
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest difference in a golden probability, in fp32 on any machine."""
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Everything that one task adds to a backbone, on the CPU."""
+
+    manifest: Manifest
+    neurons: tuple[Tensor, ...]  # L x int32 [K_l], ascending
+    prompt: Tensor | None  # fp32 [P, E]
+    head: LinearHead | None  # None: a verbalizer, which the manifest describes
+
+    def plan(self, encoder: Encoder) -> Plan:
+        """The overlay made ready to run on `encoder`: slices gathered and packed, prompt cached."""
+        device = encoder.ops.device
+        head: LinearHead | VerbalizerRows
+        if isinstance(self.manifest.head, VerbalizerHead):
+            head = encoder.verbalizer(torch.tensor(self.manifest.head.token_ids))
+        else:
+            assert self.head is not None, "a linear head has tensors"
+            head = LinearHead(self.head.weight.to(device), self.head.bias.to(device))
+        ffn = tuple(encoder.ffn(layer, rows) for layer, rows in enumerate(self.neurons))
+        if self.prompt is None:
+            return Plan(self.manifest.read, head, ffn)
+        prompt = self.prompt.to(device)
+        return Plan(self.manifest.read, head, ffn, prompt, encoder.prompt_cache(prompt))
+
+
+def write(overlay: Overlay) -> bytes:
+    """The overlay as an artifact file's bytes; the same overlay always gives the same bytes."""
+    tensors = {f"ffn.{layer}.neurons": rows for layer, rows in enumerate(overlay.neurons)}
+    if overlay.prompt is not None:
+        tensors["prompt"] = overlay.prompt
+    if overlay.head is not None:
+        tensors["head.weight"], tensors["head.bias"] = overlay.head.weight, overlay.head.bias
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(contiguous, {METADATA_KEY: overlay.manifest.to_json()})
+
+
+def read(data: bytes, config: EncoderConfig, fingerprint: str) -> Overlay:
+    """Parse and check an artifact against its backbone; nothing is allocated before shapes agree.
+
+    Raises `ManifestError`, `BackboneMismatchError` or `ArtifactError`, naming what is wrong.
+    """
+    manifest, tensors = read_header(data)
+    _check_backbone(manifest, config, fingerprint)
+    _check_tensors(tensors, manifest, config)
+    try:
+        loaded = safetensors.torch.load(data)
+    except (SafetensorError, ValueError) as error:
+        raise ArtifactError(f"not a whole safetensors file: {error}") from None
+    for name, tensor in loaded.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ArtifactError(f"tensor {name!r} holds NaN or infinite values")
+    neurons = tuple(loaded[f"ffn.{layer}.neurons"] for layer in range(config.layers))
+    for layer, rows in enumerate(neurons):
+        _check_neurons(layer, rows, config.ffn)
+    head = (
+        LinearHead(loaded["head.weight"], loaded["head.bias"]) if "head.weight" in loaded else None
+    )
+    return Overlay(manifest, neurons, loaded.get("prompt"), head)
+
+
+def verify(data: bytes, config: EncoderConfig, fingerprint: str) -> VerifiedArtifact:
+    """`read`, and the proof of it that a store asks for."""
+    overlay = read(data, config, fingerprint)
+    return VerifiedArtifact(
+        data=data, digest=hashlib.sha256(data).hexdigest(), manifest=overlay.manifest
+    )
+
+
+def rename(data: bytes, task: str) -> bytes:
+    """The same overlay under another task name. Raises as `Manifest.from_json` for a bad name."""
+    manifest, _ = read_header(data)
+    renamed = Manifest.from_json(manifest.model_copy(update={"task": task}).to_json())
+    return safetensors.torch.save(safetensors.torch.load(data), {METADATA_KEY: renamed.to_json()})
+
+
+def probabilities(
+    encoder: Encoder, backbone: Backbone, overlay: Overlay, inputs: Sequence[TextInput]
+) -> Tensor:
+    """Class probabilities of `inputs`, `[B, C]` in fp32, as one batch: the plain way."""
+    manifest = overlay.manifest
+    plan = overlay.plan(encoder)
+    texts = InputEncoder(
+        backbone.tokenizer, backbone.config, manifest.template, manifest.max_tokens
+    )
+    batch = pack([Item(encoding, 0) for encoding in texts.encode(inputs)], [plan.layout])
+    with torch.inference_mode():
+        packed = encoder.forward(batch, [plan])[0].softmax(dim=1).cpu()
+    result = torch.empty_like(packed)
+    result[list(batch.order)] = packed
+    return result
+
+
+def check_golden(encoder: Encoder, backbone: Backbone, overlay: Overlay) -> None:
+    """Raise `GoldenMismatchError` unless the golden inputs give their promised probabilities."""
+    golden = overlay.manifest.golden
+    given = probabilities(encoder, backbone, overlay, [item.input for item in golden])
+    expected = torch.tensor([item.scores for item in golden])
+    compare_golden(overlay.manifest, given, expected, GOLDEN_TOLERANCE)
+
+
+def compare_golden(manifest: Manifest, given: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare probabilities `[B, C]`. Raises `GoldenMismatchError` that names the worst input."""
+    difference = (given - expected).abs().amax(dim=1)
+    worst = int(difference.argmax())
+    if not bool((difference <= tolerance).all()):
+        raise GoldenMismatchError(
+            f"task {manifest.task!r}: golden input {worst} gives "
+            f"{[round(float(score), 4) for score in given[worst]]}, the artifact promises "
+            f"{[round(float(score), 4) for score in expected[worst]]} (tolerance {tolerance})"
+        )
+
+
+def _check_backbone(manifest: Manifest, config: EncoderConfig, fingerprint: str) -> None:
+    if manifest.backbone.fingerprint != fingerprint:
+        raise BackboneMismatchError(
+            f"task {manifest.task!r} was made for backbone {manifest.backbone.name!r} "
+            f"({manifest.backbone.fingerprint[:12]}), this one is {fingerprint[:12]}; "
+            "localize the task again on this backbone"
+        )
+    if len(manifest.ffn_kept) != config.layers or manifest.ffn_width != config.ffn:
+        raise ArtifactError(
+            f"ffn_kept has {len(manifest.ffn_kept)} layers of width {manifest.ffn_width}; "
+            f"the backbone has {config.layers} of width {config.ffn}"
+        )
+    if manifest.max_tokens + manifest.prompt.tokens > config.max_tokens:
+        raise ArtifactError(
+            f"max_tokens {manifest.max_tokens} and {manifest.prompt.tokens} prompt tokens exceed "
+            f"the backbone's longest sequence of {config.max_tokens}"
+        )
+    if isinstance(manifest.head, VerbalizerHead):
+        if not config.has_mlm:
+            raise ArtifactError("head: a verbalizer needs a backbone with an MLM head")
+        beyond = [token for token in manifest.head.token_ids if token >= config.vocabulary]
+        if beyond:
+            raise ArtifactError(
+                f"head.token_ids: {beyond[0]} is beyond the vocabulary of {config.vocabulary}"
+            )
+
+
+def _check_tensors(
+    tensors: dict[str, tuple[str, tuple[int, ...]]], manifest: Manifest, config: EncoderConfig
+) -> None:
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        f"ffn.{layer}.neurons": ("I32", (count,)) for layer, count in enumerate(manifest.ffn_kept)
+    }
+    if manifest.prompt.tokens:
+        expected["prompt"] = ("F32", (manifest.prompt.tokens, config.embedding))
+    if manifest.head.kind == "linear":
+        classes = len(manifest.labels)
+        expected["head.weight"] = ("F32", (classes, config.hidden))
+        expected["head.bias"] = ("F32", (classes,))
+    for name in sorted(expected.keys() - tensors.keys()):
+        raise ArtifactError(f"missing tensor {name!r}")
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise ArtifactError(f"unknown tensor {name!r}; the manifest does not describe it")
+    for name, found in tensors.items():
+        if found != expected[name]:
+            raise ArtifactError(
+                f"tensor {name!r} is {found[0]} {list(found[1])}; "
+                f"{expected[name][0]} {list(expected[name][1])} is expected"
+            )
+
+
+def _check_neurons(layer: int, rows: Tensor, width: int) -> None:
+    name = f"ffn.{layer}.neurons"
+    if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < width):
+        raise ArtifactError(f"tensor {name!r} has an index outside 0 to {width - 1}")
+    if bool((rows[1:] <= rows[:-1]).any()):
+        raise ArtifactError(f"tensor {name!r} is not sorted, or repeats an index")

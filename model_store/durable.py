@@ -1,0 +1,75 @@
+"""File operations that a crash cannot leave half done, and the small checks that go with them.
+
+Knows nothing of what is stored. A name that `put_file` has returned for survives a power cut.
+"""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from model_store.errors import StoreError
+
+
+def put_file(
+    path: Path, data: bytes, digest: str, staging: Path, mtime_ns: int | None = None
+) -> None:
+    """Make `path` hold `data`, whose SHA-256 is `digest`; `path` is never seen half written.
+
+    Writes into the folder `staging` on the same file system, syncs, reads back, renames, syncs.
+    Raises `StoreError` when what is read back has another digest.
+    """
+    temporary = staging / uuid4().hex
+    with temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        if mtime_ns is not None:
+            os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
+        os.fsync(file.fileno())
+    if not holds(temporary, digest):
+        temporary.unlink()
+        raise StoreError(f"{path}: what was written reads back differently; is the disk sound?")
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder in an existing one, unless it is there."""
+    if not folder.is_dir():
+        folder.mkdir()
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def holds(path: Path, digest: str) -> bool:
+    """Whether `path` is a file whose content has this SHA-256."""
+    return path.is_file() and sha256(path.read_bytes()) == digest
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living process holds the folder's lock, or has just removed the folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

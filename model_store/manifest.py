@@ -1,0 +1,241 @@
+"""What an artifact says about itself: the manifest and its validation.
+
+Knows no torch and no files, so that the command line and the store can read manifests cheaply. The
+format text is `docs/artifact-format.md`; the JSON Schema beside it is generated from these classes.
+"""
+
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model_store.errors import ManifestError
+
+FORMAT_VERSION = 1
+METADATA_KEY = "taskbone"
+"""Key in the safetensors header's `__metadata__` whose value is the manifest as JSON."""
+
+MAX_HEADER_BYTES = 4 << 20
+
+TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+TEMPLATE_FIELDS = ("text", "text1", "text2", "mask")
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+TaskName = Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+TextInput = str | tuple[str, str]
+"""One input: a text, or a pair of texts."""
+
+
+class Frozen(BaseModel):
+    """Base of all records that are read from or written to JSON: immutable, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneReference(Frozen):
+    """The backbone that the overlay is for. The fingerprint decides; the name is for people."""
+
+    name: str
+    fingerprint: Fingerprint
+
+
+class LinearHead(Frozen):
+    """`scores = softmax(W x + b)`; tensors `head.weight [C, H]` and `head.bias [C]`."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class VerbalizerHead(Frozen):
+    """The backbone's MLM head at the read position, one token per label, in label order."""
+
+    kind: Literal["verbalizer"] = "verbalizer"
+    words: tuple[str, ...]
+    token_ids: tuple[Annotated[int, Field(ge=0)], ...]
+
+
+class Prompt(Frozen):
+    """A soft prompt: `tokens` vectors directly after the first token, positions running on."""
+
+    tokens: Annotated[int, Field(ge=0, le=512)]
+    placement: Literal["after_first_token"] = "after_first_token"
+
+
+class Golden(Frozen):
+    """An input and the probabilities, in label order, that the overlay gives it in fp32."""
+
+    input: TextInput
+    scores: tuple[Share, ...]
+
+
+class Measurement(Frozen):
+    """One figure: `value` of `metric` on `rows` rows of a split of the task's data."""
+
+    network: Literal["dense", "localized"]
+    split: Literal["validation", "test"]
+    metric: Literal["accuracy", "macro_f1"]
+    value: Share
+    rows: Annotated[int, Field(ge=1)]
+
+
+class Provenance(Frozen):
+    """How the overlay came to be; enough to make it again."""
+
+    command: str
+    created: str
+    seed: int
+    data_sha256: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    hardware: str = ""
+
+
+class Manifest(Frozen):
+    """The manifest of format version 1. See `docs/artifact-format.md` for each field's meaning."""
+
+    format_version: Literal[1] = 1
+    task: TaskName
+    description: str = ""
+    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
+    backbone: BackboneReference
+    template: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    max_tokens: Annotated[int, Field(ge=8)]
+    prompt: Prompt
+    read: Literal["cls", "mask", "mean"]
+    head: Annotated[LinearHead | VerbalizerHead, Field(discriminator="kind")]
+    components: tuple[Literal["ffn_neurons", "prompt", "head"], ...]
+    ffn_kept: tuple[Annotated[int, Field(ge=0)], ...]
+    ffn_width: Annotated[int, Field(ge=1)]
+    metrics: tuple[Measurement, ...] = ()
+    provenance: Provenance
+    golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=64)]
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether an input is a pair of texts instead of one text."""
+        return any("{text1}" in part for part in self.template)
+
+    @property
+    def kept_share(self) -> float:
+        """Share of all feed-forward neurons that the overlay keeps, 0 to 1."""
+        return sum(self.ffn_kept) / (self.ffn_width * len(self.ffn_kept))
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: every label must be named once")
+        check_template(self.template)
+        if not self.ffn_kept:
+            raise ValueError("ffn_kept: one count per layer is needed")
+        if max(self.ffn_kept) > self.ffn_width:
+            raise ValueError(f"ffn_kept: {max(self.ffn_kept)} exceeds ffn_width {self.ffn_width}")
+        self._check_head()
+        self._check_components()
+        for number, golden in enumerate(self.golden):
+            if len(golden.scores) != len(self.labels):
+                raise ValueError(
+                    f"golden.{number}.scores: {len(golden.scores)} for {len(self.labels)} labels"
+                )
+            if isinstance(golden.input, str) == self.takes_pairs:
+                expected = "a pair of texts" if self.takes_pairs else "one text"
+                raise ValueError(f"golden.{number}.input: the template takes {expected}")
+        return self
+
+    def _check_head(self) -> None:
+        has_mask = any("{mask}" in part for part in self.template)
+        if self.read == "mask" and not has_mask:
+            raise ValueError("read: 'mask' needs a template with {mask}")
+        if isinstance(self.head, VerbalizerHead):
+            if self.read != "mask":
+                raise ValueError("head: a verbalizer reads 'mask'")
+            if not len(self.head.words) == len(self.head.token_ids) == len(self.labels):
+                raise ValueError(
+                    f"head: {len(self.head.words)} words and {len(self.head.token_ids)} token ids "
+                    f"for {len(self.labels)} labels; one of each per label is needed"
+                )
+
+    def _check_components(self) -> None:
+        expected = {"ffn_neurons"}
+        if self.prompt.tokens:
+            expected.add("prompt")
+        if self.head.kind == "linear":
+            expected.add("head")
+        if set(self.components) != expected or len(self.components) != len(expected):
+            raise ValueError(
+                f"components: {sorted(self.components)} given; "
+                f"prompt and head mean {sorted(expected)}"
+            )
+
+    def to_json(self) -> str:
+        """The manifest as one line of JSON, as it stands in an artifact."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Parse and validate. Raises `ManifestError` that names every wrong field."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ManifestError(f"manifest: {describe(error)}") from None
+
+
+class VerifiedArtifact(Frozen):
+    """Artifact bytes that `artifact.verify` has checked; what a store takes in."""
+
+    data: bytes = Field(repr=False)
+    digest: Fingerprint
+    manifest: Manifest
+
+
+def check_template(template: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless there is `{text}` once, or `{text1}` and `{text2}` once each."""
+    fields = [field for part in template for field in _FIELD.findall(part)]
+    unknown = sorted(set(fields) - set(TEMPLATE_FIELDS))
+    if unknown:
+        raise ValueError(f"template: unknown field {{{unknown[0]}}}; known: {TEMPLATE_FIELDS}")
+    texts = sorted(field for field in fields if field != "mask")
+    if texts not in (["text"], ["text1", "text2"]):
+        raise ValueError("template: needs {text} once, or {text1} and {text2} once each")
+    if fields.count("mask") > 1:
+        raise ValueError("template: {mask} may stand once")
+    if any(not _FIELD.search(part) for part in template):
+        raise ValueError("template: every part needs a field")
+
+
+def describe(error: ValidationError) -> str:
+    """A pydantic error as one line: `field: problem (given ...)`, several joined by `; `."""
+    problems = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        given = repr(item["input"])
+        shown = f" (given {given[:80]})" if item["type"] not in ("missing", "value_error") else ""
+        problems.append(f"{place}: {message}{shown}" if place else f"{message}{shown}")
+    return "; ".join(problems)
+
+
+def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, ...]]]]:
+    """The manifest and each tensor's (dtype, shape) from an artifact's bytes, without the values.
+
+    Raises `ManifestError` where the file is no safetensors file or has no valid manifest.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or not 2 <= size <= min(len(data) - 8, MAX_HEADER_BYTES):
+        raise ManifestError("not an artifact: the file does not start with a safetensors header")
+    try:
+        header = json.loads(data[8 : 8 + size])
+        metadata = header.pop("__metadata__", {})
+        text = metadata.get(METADATA_KEY)
+        tensors = {
+            name: (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
+            for name, entry in header.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ManifestError("not an artifact: the safetensors header is damaged") from None
+    if not isinstance(text, str):
+        raise ManifestError(
+            f"not an artifact: the safetensors metadata has no {METADATA_KEY!r} entry"
+        )
+    return Manifest.from_json(text), tensors

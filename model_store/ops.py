@@ -1,0 +1,154 @@
+"""The few operations that the forward needs, in plain torch: the reference, with autograd.
+
+`Ops` is what an implementation offers; `serving` has a faster one for the CPU. Nothing else in the
+forward chooses by device. Weights go through `pack_linear` once and are opaque afterwards.
+
+Letters: `n` rows, `I` and `O` widths of a linear map, `H` hidden, `A` heads, `K` kept neurons.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_store.backbone import Activation
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map made ready by `Ops.pack_linear`; `weight` may be in a private layout."""
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True)
+class Ffn:
+    """A feed-forward network: `inner` [H -> K] with the activation, `outer` [K -> H]."""
+
+    inner: Linear
+    outer: Linear
+    neurons: int
+    """K; 0 leaves only the outer bias."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm's `weight [H]`, `bias [H]` and epsilon."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` neighbouring sequences of equal length: `queries` and `keys` rows each."""
+
+    count: int
+    queries: int
+    keys: int
+
+
+class Ops(Protocol):
+    """What `encoder.Encoder` computes with. Every method is pure: inputs are never written to."""
+
+    dtype: torch.dtype
+    """Of activations and weights."""
+    device: str
+
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> Linear:
+        """Make `weight [O, I]` and `bias [O]` (in `dtype`, on `device`) ready for `linear`."""
+        ...
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        """`[n, I] -> [n, O]`, activation included."""
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
+        """Softmax attention inside each sequence; q `[nq, H]`, k and v `[n, H]` -> `[nq, H]`."""
+        ...
+
+    def add_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        """LayerNorm of `x + residual`, `[n, H]`."""
+        ...
+
+
+class TorchOps:
+    """The reference: plain torch on any device, differentiable."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        self.dtype = dtype
+        self.device = device
+
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> Linear:
+        return Linear(weight, bias, activation)
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        rows = len(x)
+        if self.dtype == torch.bfloat16 and self.device == "cpu":
+            x = F.pad(x, (0, 0, 0, bucket(rows) - rows))
+        y = F.linear(x, linear.weight, linear.bias)[:rows]
+        return y if linear.activation is None else activate(y, linear.activation)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
+        return torch_attention(q, k, v, runs, heads)
+
+    def add_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        return F.layer_norm(x + residual, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 natively, so that bf16 is worth its rounding."""
+    if device == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def bucket(rows: int) -> int:
+    """`rows` rounded up to one of eight sizes per doubling.
+
+    oneDNN compiles a kernel for every new shape of a matrix product, which takes longer (3 to
+    10 ms) than most products do. Rows are independent, so filling up changes no result.
+    """
+    step = max(8, 1 << max(0, (rows - 1).bit_length() - 4))
+    return -(-rows // step) * step
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
+    """Attention one run at a time: sequences of one length need neither padding nor a mask."""
+    if q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # torch's bf16 attention is ten times slower than fp32's in the backward pass on the CPU.
+        return torch_attention(q.float(), k.float(), v.float(), runs, heads).to(q.dtype)
+    outputs = []
+    query_row = key_row = 0
+    for run in runs:
+        query_end = query_row + run.count * run.queries
+        key_end = key_row + run.count * run.keys
+        # Each [count, A, rows, H / A].
+        q_run = q[query_row:query_end].view(run.count, run.queries, heads, -1).transpose(1, 2)
+        k_run = k[key_row:key_end].view(run.count, run.keys, heads, -1).transpose(1, 2)
+        v_run = v[key_row:key_end].view(run.count, run.keys, heads, -1).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q_run, k_run, v_run)
+        outputs.append(out.transpose(1, 2).reshape(run.count * run.queries, -1))
+        query_row, key_row = query_end, key_end
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation function by its name in `EncoderConfig`."""
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if activation == "relu":
+        return F.relu(x)
+    raise ValueError(f"unknown activation {activation!r}")

@@ -1,0 +1,224 @@
+"""What a store holds, as one immutable record, and the changes that may be made to it.
+
+Pure: every change takes a registry and returns another. Knows no files (`store.py` reads and
+writes them) and nothing of what an artifact is beyond its digest and size.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from model_store.errors import ConflictError, NotFoundError
+from model_store.manifest import Fingerprint, Frozen, TaskName
+
+Number = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=0)]
+BackboneName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class VersionRecord(Frozen):
+    """One published artifact. `published_at` is UTC in ISO 8601."""
+
+    digest: Fingerprint
+    published_at: str
+    bytes: Bytes
+
+
+class TaskRecord(Frozen):
+    """The versions of one task. A deleted task stays as a record without versions: numbers are
+    never given out twice.
+
+    `history` holds the versions that were active before, the latest last, each once.
+    """
+
+    next_version: Number = 1
+    active: Number | None = None
+    history: tuple[Number, ...] = ()
+    versions: dict[Number, VersionRecord] = {}
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        named = list(self.history) if self.active is None else [*self.history, self.active]
+        if len(set(named)) != len(named):
+            raise ValueError(f"history: {list(self.history)} repeats a version or the active one")
+        missing = set(named) - set(self.versions)
+        if missing:
+            raise ValueError(
+                f"versions: {sorted(missing)} named as active or before, but not there"
+            )
+        if self.versions and max(self.versions) >= self.next_version:
+            raise ValueError(f"next_version: {self.next_version} is taken already")
+        return self
+
+
+class BackboneRecord(Frozen):
+    """One backbone: the name that people use for it, and the size of its folder."""
+
+    name: BackboneName
+    bytes: Bytes
+
+
+class Registry(Frozen):
+    """Everything that the store's registry file says."""
+
+    format_version: Literal[1] = 1
+    backbones: dict[Fingerprint, BackboneRecord] = {}
+    tasks: dict[TaskName, TaskRecord] = {}
+
+    @model_validator(mode="after")
+    def _names_backbones_once(self) -> Self:
+        names = [record.name for record in self.backbones.values()]
+        if len(set(names)) != len(names):
+            raise ValueError(f"backbones: a name stands twice in {sorted(names)}")
+        return self
+
+    def task(self, task: str) -> TaskRecord:
+        """The record of a task that has versions. Raises `NotFoundError` that lists the tasks."""
+        record = self.tasks.get(task)
+        if record is None or not record.versions:
+            there = (name for name, known in self.tasks.items() if known.versions)
+            raise NotFoundError(f"no task {task[:80]!r} in the store; it has: {listed(there)}")
+        return record
+
+    def version(self, task: str, number: int) -> VersionRecord:
+        """The record of one version. Raises `NotFoundError` that lists the task's versions."""
+        versions = self.task(task).versions
+        if number not in versions:
+            raise NotFoundError(
+                f"task {task!r} has no version {number}; it has: {listed(map(str, versions))}"
+            )
+        return versions[number]
+
+    def active(self, task: str) -> int:
+        """The number of the active version. Raises `NotFoundError` for a task without one."""
+        record = self.task(task)
+        if record.active is None:
+            raise NotFoundError(
+                f"task {task!r} has no active version; activate one of: "
+                f"{listed(map(str, record.versions))}"
+            )
+        return record.active
+
+    def next_version(self, task: str) -> int:
+        """The number that the task's next new version gets."""
+        return self.tasks.get(task, TaskRecord()).next_version
+
+    def number_of(self, task: str, digest: str) -> int | None:
+        """The number under which a task's artifact of this digest is published already."""
+        record = self.tasks.get(task, TaskRecord())
+        found = (number for number, known in record.versions.items() if known.digest == digest)
+        return next(found, None)
+
+    def with_version(self, task: str, number: int, version: VersionRecord) -> "Registry":
+        """Publish: add a version under the task's next number."""
+        record = self.tasks.get(task, TaskRecord())
+        assert number == record.next_version, (task, number, record.next_version)
+        return self._with_task(
+            task,
+            next_version=number + 1,
+            active=record.active,
+            history=record.history,
+            versions={**record.versions, number: version},
+        )
+
+    def with_active(self, task: str, number: int) -> "Registry":
+        """Activate a version; the one active before becomes the latest of the history."""
+        self.version(task, number)
+        record = self.task(task)
+        if record.active == number:
+            return self
+        before = () if record.active is None else (record.active,)
+        history = (*(past for past in record.history if past != number), *before)
+        return self._with_task(
+            task,
+            next_version=record.next_version,
+            active=number,
+            history=history,
+            versions=record.versions,
+        )
+
+    def rolled_back(self, task: str) -> "Registry":
+        """Activate the version that was active before. The one left is not kept in the history, so
+        that rolling back again goes further back. Raises `ConflictError` where there is none."""
+        record = self.task(task)
+        if not record.history:
+            raise ConflictError(
+                f"task {task!r}: no version was active before, so there is none to roll back to; "
+                f"activate one of: {listed(map(str, record.versions))}"
+            )
+        return self._with_task(
+            task,
+            next_version=record.next_version,
+            active=record.history[-1],
+            history=record.history[:-1],
+            versions=record.versions,
+        )
+
+    def without_task(self, task: str) -> "Registry":
+        """Delete all versions of a task; its next number stays."""
+        return self._with_task(task, next_version=self.task(task).next_version)
+
+    def without_version(self, task: str, number: int) -> "Registry":
+        """Delete one version. Raises `ConflictError` for the active one."""
+        self.version(task, number)
+        record = self.task(task)
+        if record.active == number:
+            raise ConflictError(
+                f"task {task!r}: version {number} is active and is not deleted; activate another "
+                f"version first, or delete the whole task"
+            )
+        return self._with_task(
+            task,
+            next_version=record.next_version,
+            active=record.active,
+            history=tuple(past for past in record.history if past != number),
+            versions={known: kept for known, kept in record.versions.items() if known != number},
+        )
+
+    def with_backbone(self, fingerprint: str, backbone: BackboneRecord) -> "Registry":
+        """Add a backbone, or rename a known one. Raises `ConflictError` for another's name."""
+        for known, record in self.backbones.items():
+            if record.name == backbone.name and known != fingerprint:
+                raise ConflictError(
+                    f"the name {backbone.name!r} is taken by backbone {known[:12]}, and this one "
+                    f"is {fingerprint[:12]}; give it another name"
+                )
+        backbones = {**self.backbones, fingerprint: backbone}
+        return Registry(backbones=backbones, tasks=self.tasks)
+
+    def fingerprint_of(self, text: str) -> str:
+        """The one backbone whose name is `text` or whose fingerprint starts with it.
+
+        Raises `NotFoundError` that lists the backbones when there is none, or several.
+        """
+        named = [known for known, record in self.backbones.items() if record.name == text]
+        found = named or [known for known in self.backbones if text and known.startswith(text)]
+        if len(found) != 1:
+            there = listed(
+                f"{record.name} ({known[:12]})" for known, record in self.backbones.items()
+            )
+            problem = "several backbones match" if found else "no backbone"
+            raise NotFoundError(f"{problem} {text[:80]!r} in the store; it has: {there}")
+        return found[0]
+
+    def _with_task(
+        self,
+        task: str,
+        *,
+        next_version: int,
+        active: int | None = None,
+        history: tuple[int, ...] = (),
+        versions: dict[int, VersionRecord] | None = None,
+    ) -> "Registry":
+        record = TaskRecord(
+            next_version=next_version, active=active, history=history, versions=versions or {}
+        )
+        return Registry(backbones=self.backbones, tasks={**self.tasks, task: record})
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names for an error message: at most `most`, in the order given, or `nothing`."""
+    given = list(names)
+    shown = ", ".join(given[:most]) or "nothing"
+    return shown if len(given) <= most else f"{shown} and {len(given) - most} more"

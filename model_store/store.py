@@ -1,0 +1,340 @@
+"""The store: one folder of backbones and of published versions of tasks, safe against any crash.
+
+Every change is made beside the old state, on the same file system, and becomes visible by one
+rename of the registry file; readers need no lock and see the old state or the new one. Writers
+exclude each other by a lock on a file, over threads and processes, and each sweeps what a killed
+one has left. Knows no torch, and nothing of an artifact but its bytes, digest and task name.
+
+    registry.json                      what there is (`registry.py`); all else is found through it
+    backbones/<fingerprint>/           one folder for each backbone
+    tasks/<task>/<version>.safetensors one file for each version, never changed
+    staging/                           what is being written
+    lock                               held by the one who writes
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from model_store.durable import holds, is_locked, make_folder, put_file, sha256, sync
+from model_store.errors import StoreError
+from model_store.manifest import VerifiedArtifact, describe
+from model_store.registry import BackboneRecord, Registry, VersionRecord
+
+_SUFFIX = ".safetensors"
+_REMEDY = "; publish the same file again to put it back, or delete this version"
+_RESTORE = "; restore the store's folder from a copy, or use another folder"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """A backbone in the store. `bytes` is the size of all its files."""
+
+    name: str
+    fingerprint: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """A published version. `digest` is the SHA-256 of its file, `published_at` UTC in ISO 8601."""
+
+    task: str
+    version: int
+    digest: str
+    published_at: str
+    bytes: int
+    active: bool
+
+
+class Store:
+    """A store in folder `root`, which need not exist before the first write.
+
+    Holds no state of its own: every call reads the registry. May be used by many threads and
+    processes at once. Every method raises `StoreError` when the folder cannot be read or written,
+    or is damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._registry_path = self.root / "registry.json"
+        self._backbones = self.root / "backbones"
+        self._tasks = self.root / "tasks"
+        self._staging = self.root / "staging"
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def state_token(self) -> tuple[int, int, int] | None:
+        """A value that changes whenever the registry does, at the price of one `stat`."""
+        with self._explained("read"):
+            try:
+                status = self._registry_path.stat()
+            except FileNotFoundError:
+                return None
+            return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def tasks(self) -> dict[str, VersionInfo]:
+        """The active version of every task that has one, in order of task names."""
+        registry = self._registry()
+        return {
+            task: _info(registry, task, record.active)
+            for task, record in sorted(registry.tasks.items())
+            if record.active is not None
+        }
+
+    def task_names(self) -> list[str]:
+        """Every task that has versions, active or not, in alphabetical order."""
+        return sorted(name for name, task in self._registry().tasks.items() if task.versions)
+
+    def versions(self, task: str) -> list[VersionInfo]:
+        """All versions of a task, oldest first. Raises `NotFoundError` that lists the tasks."""
+        registry = self._registry()
+        return [_info(registry, task, number) for number in sorted(registry.task(task).versions)]
+
+    def read(self, task: str, version: int | None = None) -> tuple[VersionInfo, bytes]:
+        """The bytes of a version (default: the active one), checked against its digest.
+
+        Raises `NotFoundError` for an unknown task or version, or a task without active version.
+        """
+        while True:
+            token, registry = self.state_token(), self._registry()
+            number = registry.active(task) if version is None else version
+            info = _info(registry, task, number)
+            path = self._version_path(task, number)
+            with self._explained("read"):
+                try:
+                    data = path.read_bytes()
+                except FileNotFoundError:
+                    if self.state_token() != token:
+                        continue  # deleted between our two reads: look again
+                    raise StoreError(
+                        f"{path}: the file of this version is missing{_REMEDY}"
+                    ) from None
+            digest = sha256(data)
+            if digest != info.digest:
+                raise StoreError(
+                    f"{path}: the file of this version is damaged: {len(data)} bytes with SHA-256 "
+                    f"{digest[:12]}..., published were {info.bytes} with {info.digest[:12]}..."
+                    f"{_REMEDY}"
+                )
+            return info, data
+
+    def backbones(self) -> list[BackboneInfo]:
+        """All backbones, in order of names."""
+        records = self._registry().backbones.items()
+        infos = (BackboneInfo(record.name, known, record.bytes) for known, record in records)
+        return sorted(infos, key=lambda info: info.name)
+
+    def backbone_path(self, name_or_fingerprint_prefix: str) -> Path:
+        """The folder of a backbone. Raises `NotFoundError` that lists the backbones."""
+        path = self._backbones / self._registry().fingerprint_of(name_or_fingerprint_prefix)
+        with self._explained("read"):
+            if not path.is_dir():
+                raise StoreError(f"{path}: the folder of this backbone is missing; add it again")
+        return path
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def publish(self, artifact: VerifiedArtifact, *, activate: bool = True) -> VersionInfo:
+        """Store an artifact as its task's next version, and make it the active one.
+
+        Publishing the same bytes again gives the version they have already, and puts its file
+        back in order if that is missing or damaged.
+        """
+        task = artifact.manifest.task
+        with self._writing() as before:
+            registry = before
+            number = before.number_of(task, artifact.digest)
+            if number is None:
+                number = before.next_version(task)
+                record = VersionRecord(
+                    digest=artifact.digest,
+                    published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                    bytes=len(artifact.data),
+                )
+                registry = before.with_version(task, number, record)
+            path = self._version_path(task, number)
+            if not holds(path, artifact.digest):
+                make_folder(path.parent)
+                put_file(path, artifact.data, artifact.digest, self._staging)
+            if activate:
+                registry = registry.with_active(task, number)
+            self._write_registry(registry)
+            return _info(registry, task, number)
+
+    def activate(self, task: str, version: int) -> VersionInfo:
+        """Make a version the active one. Raises `NotFoundError` that lists what there is."""
+        with self._writing() as before:
+            registry = before.with_active(task, version)
+            self._write_registry(registry)
+            return _info(registry, task, version)
+
+    def roll_back(self, task: str) -> VersionInfo:
+        """Make the version active that was so before. Raises `ConflictError` where none was.
+
+        The version rolled back from leaves the history: a second call goes one version further.
+        """
+        with self._writing() as before:
+            registry = before.rolled_back(task)
+            self._write_registry(registry)
+            return _info(registry, task, registry.active(task))
+
+    def delete(self, task: str, version: int | None = None) -> None:
+        """Delete a version, or with `version` None the task with all its versions.
+
+        Their numbers are not given out again. Raises `ConflictError` for the active version and
+        `NotFoundError` for one that is not there.
+        """
+        with self._writing() as before:
+            if version is None:
+                registry = before.without_task(task)
+            else:
+                registry = before.without_version(task, version)
+            self._write_registry(registry)
+            self._sweep(registry)
+
+    def add_backbone(self, fingerprint: str, name: str, files: Path) -> BackboneInfo:
+        """Move the folder `files` (one that `staging` has given) into the store as a backbone.
+
+        A backbone that is there already keeps its files and takes the new name. Raises
+        `ConflictError` when another backbone has that name.
+        """
+        with self._writing() as before:
+            path = self._backbones / fingerprint
+            source = path if path.is_dir() else files
+            size = sum(file.stat().st_size for file in source.iterdir())
+            registry = before.with_backbone(fingerprint, BackboneRecord(name=name, bytes=size))
+            if source is files:
+                for file in files.iterdir():
+                    sync(file)
+                sync(files)
+                files.rename(path)
+                sync(self._backbones)
+            self._write_registry(registry)
+            return BackboneInfo(name, fingerprint, size)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A new folder inside the store to prepare files in; removed at the end if still there.
+
+        The folder is locked as long as its maker lives, so that no other writer sweeps it.
+        """
+        with self._writing():
+            folder = self._staging / uuid4().hex
+            folder.mkdir()
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+    # --- the parts --------------------------------------------------------------------------
+
+    def _version_path(self, task: str, version: int) -> Path:
+        # Only for tasks of a registry: its model lets no name through that could leave the folder.
+        return self._tasks / task / f"{version}{_SUFFIX}"
+
+    def _registry(self) -> Registry:
+        with self._explained("read"):
+            try:
+                data = self._registry_path.read_bytes()
+            except FileNotFoundError:
+                # An empty registry over full folders would have the next writer sweep them all.
+                if not (_has_entries(self._tasks) or _has_entries(self._backbones)):
+                    return Registry()
+                if self._registry_path.exists():
+                    return self._registry()  # made between our two looks
+                raise StoreError(
+                    f"{self._registry_path}: the registry is missing, but the folders beside it "
+                    f"are not empty{_RESTORE}"
+                ) from None
+        try:
+            return Registry.model_validate_json(data)
+        except ValidationError as error:
+            raise StoreError(
+                f"{self._registry_path}: the registry is damaged: {describe(error)}{_RESTORE}"
+            ) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[Registry]:
+        """Exclude all other writers, sweep, and give the registry as it is."""
+        with self._explained("write"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                for folder in (self._staging, self._tasks, self._backbones):
+                    make_folder(folder)
+                registry = self._registry()
+                if not self._registry_path.exists():
+                    self._write_registry(registry)
+                self._sweep(registry)
+                yield registry
+            finally:
+                os.close(descriptor)  # unlocks
+
+    def _sweep(self, registry: Registry) -> None:
+        """Remove what the registry does not name. Only under the lock; leaves strange files be."""
+        for entry in self._staging.iterdir():
+            if not entry.is_dir():
+                entry.unlink(missing_ok=True)
+            elif not is_locked(entry):
+                shutil.rmtree(entry)
+        for folder in filter(Path.is_dir, self._tasks.iterdir()):
+            record = registry.tasks.get(folder.name)
+            for file in folder.glob(f"*{_SUFFIX}"):
+                if file.stem.isdecimal() and not (record and int(file.stem) in record.versions):
+                    file.unlink()
+            if not (record and record.versions) and not any(folder.iterdir()):
+                folder.rmdir()
+        for folder in self._backbones.iterdir():
+            if len(folder.name) == 64 and folder.name not in registry.backbones:
+                shutil.rmtree(folder)
+
+    def _write_registry(self, registry: Registry) -> None:
+        data = registry.model_dump_json(indent=1).encode()
+        digest = sha256(data)
+        if holds(self._registry_path, digest):
+            return
+        token = self.state_token()
+        # Two changes within one tick of the clock must not look the same to `state_token`.
+        stamp = time.time_ns() if token is None else max(time.time_ns(), token[1] + 1)
+        put_file(self._registry_path, data, digest, self._staging, stamp)
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self.root
+            raise StoreError(
+                f"cannot {doing} the store {self.root}: {place}: {error.strerror or error}; "
+                f"a folder with the rights to {doing} it is needed"
+            ) from error
+
+
+def _has_entries(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _info(registry: Registry, task: str, number: int) -> VersionInfo:
+    record = registry.version(task, number)
+    return VersionInfo(
+        task=task,
+        version=number,
+        digest=record.digest,
+        published_at=record.published_at,
+        bytes=record.bytes,
+        active=registry.task(task).active == number,
+    )

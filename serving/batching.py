@@ -1,0 +1,63 @@
+"""Decides which waiting sequences go into the next batch. Policy alone: no torch, no threads.
+
+Tasks take turns, and a turn is measured in tokens, so that a task with thousands of waiting
+sequences delays another task's single one by at most one batch.
+"""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+TURN_TOKENS = 256
+"""What a task may take before it is the next task's turn (one sequence at least)."""
+
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True)
+class Waiting(Generic[Work]):
+    """One sequence that waits: its length with the soft prompt, and whatever it belongs to."""
+
+    tokens: int
+    work: Work
+
+
+@dataclass
+class FairQueue(Generic[Work]):
+    """Waiting sequences by task; the caller sees to it that one thread at a time uses it."""
+
+    tokens: int = 0
+    """Of all that wait."""
+    _waiting: OrderedDict[str, deque[Waiting[Work]]] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def push(self, task: str, waiting: Waiting[Work]) -> None:
+        """Add a sequence behind those of its task."""
+        self._waiting.setdefault(task, deque()).append(waiting)
+        self.tokens += waiting.tokens
+
+    def take(self, budget: int) -> list[Waiting[Work]]:
+        """Remove and return the next batch: at most `budget` tokens, but one sequence at least.
+
+        Each task in turn, longest-waiting turn first; within a task in order of arrival.
+        """
+        taken: list[Waiting[Work]] = []
+        used = 0
+        while self._waiting:
+            task, queue = next(iter(self._waiting.items()))
+            turn = 0
+            while queue and turn < TURN_TOKENS:
+                if taken and used + queue[0].tokens > budget:
+                    self.tokens -= used
+                    return taken
+                waiting = queue.popleft()
+                taken.append(waiting)
+                turn += waiting.tokens
+                used += waiting.tokens
+            del self._waiting[task]
+            if queue:
+                self._waiting[task] = queue
+        self.tokens -= used
+        return taken

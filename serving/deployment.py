@@ -1,0 +1,217 @@
+"""`taskbone serve`: a private Ray on this machine, one Ray Serve deployment whose replicas each
+hold HTTP, queue and engine in one process, and HAProxy in front of them.
+
+Knows Ray; nothing of models. Whatever ends the server, nothing that it started stays behind: no
+process, and no file outside the store.
+"""
+
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from serving import haproxy, processes, startup
+from serving.config import METRICS_FOLDER_VARIABLE, MIB, ServeConfig, server_token
+from serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from serving.api import Service
+    from serving.metrics import Metrics
+
+OpenService = Callable[[ServeConfig, "Metrics"], "Service"]
+
+NAME = "taskbone"
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
+_METRICS = "metrics"
+_LOG = "replicas.log"
+_SPARE_PORTS = 16
+GRACE_S = 20
+"""How long requests under way may take to finish when the server stops."""
+
+
+def open_service(config: ServeConfig, metrics: "Metrics") -> "Service":
+    """The real service. Imports torch, so only replicas call it."""
+    from serving.service import Service
+
+    return Service.open(config, metrics)
+
+
+class Replica:
+    """One process that answers requests. Ray makes it, asks for its application and its health."""
+
+    def __init__(self, config: ServeConfig, folder: Path, open_service: OpenService) -> None:
+        # The first import of the metrics decides whether they are summed over replicas.
+        os.environ[METRICS_FOLDER_VARIABLE] = str(folder / _METRICS)
+        from serving.app import build_app
+        from serving.metrics import Metrics
+
+        logging.basicConfig(
+            filename=folder / _LOG,
+            level=logging.WARNING,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        metrics = Metrics()
+        self._service = open_service(config, metrics)
+        self._app = build_app(self._service, metrics, config, server_token(config))
+
+    def __serve_build_asgi_app__(self) -> "ASGIApp":
+        return self._app
+
+    def check_health(self) -> None:
+        """Raise when the engine is dead or stuck; Ray then replaces this process."""
+        self._service.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_service"):
+            self._service.close()
+
+
+def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
+    """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread.
+
+    Raises `ConfigError` before anything is started where the token or the address cannot be used,
+    `ServingError` where the server does not come up or its processes end. A signal ends it normally.
+    """
+    console = Console(highlight=False)
+    token = server_token(config)
+    processes.check_address(config.host, config.port)
+    processes.adopt_orphans()
+    with processes.Signals() as signals, processes.private_folder() as folder:
+        try:
+            with startup.progress(console) as step:
+                step("starting Ray")
+                os.environ.update(environment(config, folder))
+                _start(config, folder, signals)
+                step(f"loading the backbone and the tasks in {config.replicas} replica(s)")
+                _deploy(config, folder, open_service)
+                tasks = startup.wait_until_ready(config, token)
+            startup.show(console, config, token, tasks)
+            _watch(folder / _LOG)
+        except KeyboardInterrupt:
+            console.print(
+                "Stopping: finishing the requests under way. Ctrl-C again to stop at once."
+            )
+        finally:
+            _stop(signals)
+
+
+def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
+    """The variables that Ray reads when it is imported or started."""
+    block = processes.free_ports(config.replicas + _SPARE_PORTS)
+    threads = config.engine_threads or len(os.sched_getaffinity(0))
+    return haproxy.environment(folder) | {
+        # Requests are parsed and answered on the replica's own event loop, and not through a queue.
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Everything that Ray opens is for this machine alone, and for who knows the token.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + config.replicas + _SPARE_PORTS),
+        # The proxy is on this machine and stops before the replicas: no need to wait for others.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_enable_worker_prestart": "0",
+        # Ray would let every other process of the machine go first.
+        "RAY_worker_niceness": "0",
+        # Ray would set it to 1 for replicas, which reserve no core.
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> None:
+    """A Ray of our own, with nothing in it but its front door."""
+    import ray
+    from ray import serve
+    from ray.serve.config import ProxyLocation
+
+    ray.init(
+        # Never a Ray that happens to run already.
+        address="local",
+        # Nothing reserves a core; one is the least that Ray takes.
+        num_cpus=1,
+        include_dashboard=False,
+        # Nothing is put into the object store; this is near the least that Ray takes.
+        object_store_memory=80 * MIB,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _temp_dir=str(folder),
+    )
+    signals.install()
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options={"host": config.host, "port": config.port},
+        logging_config=_QUIET,
+    )
+
+
+def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> None:
+    """Start the replicas; return when all have loaded what they need."""
+    from ray import serve
+
+    (folder / _METRICS).mkdir()
+    (folder / _LOG).touch()
+    deployment = serve.deployment(
+        name=NAME,
+        num_replicas=config.replicas,
+        # The engine's queue decides what is too much.
+        max_ongoing_requests=1_000_000,
+        max_queued_requests=-1,
+        # Replicas share the cores: the engine says how many threads it takes.
+        ray_actor_options={"num_cpus": 0},
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        logging_config=_QUIET,
+    )(serve.ingress()(Replica))
+    application = deployment.bind(config, folder, open_service)
+    try:
+        serve.run(application, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        reason = _reason(serve.status(), error)
+        raise ServingError(f"the replicas did not start: {reason}") from error
+
+
+def _reason(status: Any, error: Exception) -> str:
+    """The last line of what the first failed replica said."""
+    for application in status.applications.values():
+        for deployment in application.deployments.values():
+            if lines := [line for line in deployment.message.splitlines() if line.strip()]:
+                return str(lines[-1]).strip()
+    return str(error)
+
+
+def _watch(log: Path) -> None:
+    """Pass on what the replicas log. Raises `ServingError` when Ray's processes have ended."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        while processes.has_child("raylet") and processes.has_child("gcs_server"):
+            sys.stderr.write(lines.read())
+            sys.stderr.flush()
+            time.sleep(1)
+    raise ServingError("Ray's processes have ended; start the server again")
+
+
+def _stop(signals: processes.Signals) -> None:
+    """End everything that was started: gently, until a further signal comes, then at once."""
+    if ray := sys.modules.get("ray"):
+        with suppress(KeyboardInterrupt, Exception), signals.interruptible():
+            if ray.is_initialized():
+                # The replicas finish what they have begun, behind a door that answers 503.
+                sys.modules["ray.serve"].delete(NAME)
+        with suppress(Exception):
+            ray.shutdown()
+    processes.end_descendants(grace_s=2)

@@ -1,0 +1,255 @@
+"""One thread that answers: takes what waits, packs one batch over all tasks, runs the forward.
+
+As soon as it is free it takes whatever waits, up to a token budget; nothing is delayed to make a
+batch larger. Knows no HTTP, no Ray, no texts and no store: encoded inputs in, probabilities out.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model_store.artifact import Overlay
+from model_store.encoder import Encoder
+from model_store.packing import Item, pack
+from model_store.tokenization import Encoding
+from serving.batching import FairQueue, Waiting
+from serving.errors import EngineError, OverloadedError, TooLargeError
+from serving.plans import PlanCache
+
+STUCK_S = 60.0
+"""A forward that takes longer than this will not end: the largest batch takes seconds."""
+
+logger = logging.getLogger("taskbone.engine")
+
+
+class BatchObserver(Protocol):
+    """What the engine tells of its batches; `serving.metrics.Metrics` is one."""
+
+    def batch(self, sequences: dict[str, int], tokens: int, forward_s: float) -> None:
+        """One forward: sequences by task, packed tokens in all, seconds."""
+        ...
+
+    def queued(self, tokens: int) -> None:
+        """Tokens that wait now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Servable:
+    """A version of a task as the engine sees it; `digest` identifies its plan."""
+
+    task: str
+    digest: str
+    overlay: Overlay
+
+
+@dataclass(frozen=True)
+class EngineAnswer:
+    """Probabilities `[B, C]` in fp32 on the CPU, in the request's order, and where time went."""
+
+    probabilities: Tensor
+    queue_s: float
+    """From submission to the start of the last forward that it needed, less earlier forwards."""
+    forward_s: float
+    """Of all forwards that it took part in."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """A submitted request; touched by the engine thread alone once it is queued."""
+
+    servable: Servable
+    answer: "Future[EngineAnswer]"
+    submitted: float
+    missing: int
+    rows: list[Tensor | None]
+    forward_s: float = 0.0
+    queue_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    request: _Request
+    index: int
+    encoding: Encoding
+
+
+@dataclass
+class _State:
+    """What threads share; `lock` guards all of it."""
+
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    queue: FairQueue[_Sequence] = field(default_factory=FairQueue)
+    closing: bool = False
+    busy_since: float | None = None
+
+
+class Engine:
+    """Runs until `close`. `submit` may be called from any thread."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        plans: PlanCache,
+        observer: BatchObserver,
+        *,
+        max_batch_tokens: int,
+        max_queued_tokens: int,
+        threads: int,
+    ) -> None:
+        """`threads`: cores for one forward, 0 for all that torch would use."""
+        self._encoder = encoder
+        self._plans = plans
+        self._observer = observer
+        self._max_batch_tokens = max_batch_tokens
+        self._max_queued_tokens = max_queued_tokens
+        self._threads = threads
+        self._state = _State()
+        self._thread = threading.Thread(target=self._run, name="taskbone-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, servable: Servable, encodings: Sequence[Encoding]) -> "Future[EngineAnswer]":
+        """Queue a request; its future gets exactly one answer, and cancelling it frees its place.
+
+        Raises `OverloadedError` where the queue is full, `TooLargeError` where the request could
+        never fit, `EngineError` where the engine is closed or dead.
+        """
+        prompt = servable.overlay.manifest.prompt.tokens
+        lengths = [len(encoding.token_ids) + prompt for encoding in encodings]
+        total = sum(lengths)
+        if total > self._max_queued_tokens:
+            raise TooLargeError(
+                f"the inputs have {total} tokens; one request may have {self._max_queued_tokens}: "
+                "send them in several requests"
+            )
+        answer: Future[EngineAnswer] = Future()
+        request = _Request(
+            servable, answer, time.perf_counter(), len(encodings), [None] * len(encodings)
+        )
+        with self._state.lock:
+            if self._state.closing or not self._thread.is_alive():
+                raise EngineError("the engine has stopped; this server is shutting down")
+            if self._state.queue.tokens + total > self._max_queued_tokens:
+                raise OverloadedError(
+                    f"{self._state.queue.tokens} of {self._max_queued_tokens} tokens are waiting; "
+                    "send the request again later"
+                )
+            for index, (encoding, tokens) in enumerate(zip(encodings, lengths, strict=True)):
+                sequence = _Sequence(request, index, encoding)
+                self._state.queue.push(servable.task, Waiting(tokens, sequence))
+            self._state.lock.notify()
+        return answer
+
+    def check(self) -> None:
+        """Raise `EngineError` where the thread is dead, or stuck in one forward."""
+        if not self._thread.is_alive():
+            raise EngineError("the engine thread is dead")
+        since = self._state.busy_since
+        if since is not None and time.perf_counter() - since > STUCK_S:
+            raise EngineError(f"the engine has been in one forward for more than {STUCK_S:.0f} s")
+
+    def close(self) -> None:
+        """Answer what is queued, then stop the thread."""
+        with self._state.lock:
+            self._state.closing = True
+            self._state.lock.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._threads:  # OpenMP keeps this per thread, so it is set in the one that computes
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while True:
+                sequences = self._take()
+                if sequences is None:
+                    return
+                self._answer(sequences)
+
+    def _take(self) -> list[_Sequence] | None:
+        """Wait for work; None once the engine is closing and nothing is left."""
+        with self._state.lock:
+            while not len(self._state.queue):
+                self._state.busy_since = None
+                if self._state.closing:
+                    return None
+                self._state.lock.wait()
+            taken = self._state.queue.take(self._max_batch_tokens)
+            self._state.busy_since = time.perf_counter()
+            self._observer.queued(self._state.queue.tokens)
+        # Cancelled and failed requests have left; their sequences are not worth a forward.
+        return [waiting.work for waiting in taken if not waiting.work.request.answer.done()]
+
+    def _answer(self, sequences: list[_Sequence]) -> None:
+        if not sequences:
+            return
+        started = time.perf_counter()
+        try:
+            rows = self._forward(sequences)
+        except Exception as error:
+            logger.exception("a batch of %d sequences failed", len(sequences))
+            failure = EngineError(f"the forward failed: {type(error).__name__}")
+            failure.__cause__ = error
+            for request in {id(item.request): item.request for item in sequences}.values():
+                _resolve(request.answer, failure)
+            return
+        forward_s = time.perf_counter() - started
+        for request in {id(item.request): item.request for item in sequences}.values():
+            request.queue_s = started - request.submitted - request.forward_s
+            request.forward_s += forward_s
+        for sequence, row in zip(sequences, rows, strict=True):
+            request = sequence.request
+            request.rows[sequence.index] = row
+            request.missing -= 1
+            if not request.missing:
+                probabilities = torch.stack([row for row in request.rows if row is not None])
+                _resolve(
+                    request.answer,
+                    EngineAnswer(probabilities, request.queue_s, request.forward_s),
+                )
+
+    def _forward(self, sequences: Sequence[_Sequence]) -> list[Tensor]:
+        """One batch over all tasks; probabilities `[C]` per sequence, in the order given."""
+        started = time.perf_counter()
+        segments: dict[str, int] = {}
+        servables: list[Servable] = []
+        for sequence in sequences:
+            servable = sequence.request.servable
+            if servable.digest not in segments:
+                segments[servable.digest] = len(servables)
+                servables.append(servable)
+        plans = [self._plans.get(servable.digest, servable.overlay) for servable in servables]
+        items = [Item(item.encoding, segments[item.request.servable.digest]) for item in sequences]
+        batch = pack(items, [plan.layout for plan in plans])
+        packed = [
+            row
+            for logits in self._encoder.forward(batch, plans)
+            for row in logits.softmax(dim=1).cpu().unbind()
+        ]
+        result = list(packed)
+        for index, row in zip(batch.order, packed, strict=True):
+            result[index] = row
+        counts: dict[str, int] = {}
+        for sequence in sequences:
+            task = sequence.request.servable.task
+            counts[task] = counts.get(task, 0) + 1
+        tokens = batch.segments[-1].rows.stop
+        self._observer.batch(counts, tokens, time.perf_counter() - started)
+        return result
+
+
+def _resolve(answer: "Future[EngineAnswer]", result: EngineAnswer | Exception) -> None:
+    """Give the future its one answer; a caller that has hung up meanwhile has cancelled it."""
+    try:
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+    except InvalidStateError:
+        pass

@@ -1,0 +1,49 @@
+"""Every error that `serving` raises, under one base class. Knows no HTTP.
+
+Messages say what was given, what was expected and what to do; they are shown to the client as they
+are. The statuses are in one table in `serving/api.py`.
+"""
+
+
+class ServingError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(ServingError, ValueError):
+    """The server cannot start as it was asked to: a wrong setting, a taken port, a bad token."""
+
+
+class UnauthorizedError(ServingError):
+    """The request carries no token, or a wrong one."""
+
+
+class ForbiddenError(ServingError):
+    """The request comes from another site's page in a browser."""
+
+
+class UnknownTaskError(ServingError, LookupError):
+    """No task of this name has an active version."""
+
+
+class InvalidInputError(ServingError, ValueError):
+    """The body is not what the route takes, or the inputs are of the wrong kind for the task."""
+
+
+class TooLargeError(ServingError, ValueError):
+    """The body, the number of inputs or the number of tokens is over the limit."""
+
+
+class OverloadedError(ServingError):
+    """The queue is full; the same request may be sent again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(OverloadedError):
+    """The server is starting, stopping or unhealthy."""
+
+
+class EngineError(ServingError):
+    """The engine failed on this batch, or its thread is dead or stuck. Not the caller's fault."""

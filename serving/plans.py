@@ -1,0 +1,37 @@
+"""Keeps plans ready to run: the gathered and packed slices of each task, under a byte budget."""
+
+from collections import OrderedDict
+
+from model_store.artifact import Overlay
+from model_store.encoder import Encoder, Plan
+
+
+class PlanCache:
+    """Plans by artifact digest, least recently used out first. For one thread: the engine's."""
+
+    def __init__(self, encoder: Encoder, budget_bytes: int) -> None:
+        self._encoder = encoder
+        self._budget = budget_bytes
+        self._plans: OrderedDict[str, tuple[Plan, int]] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, digest: str, overlay: Overlay) -> Plan:
+        """The plan of an overlay, built if it is not there. The newest stays, however large."""
+        known = self._plans.get(digest)
+        if known is not None:
+            self._plans.move_to_end(digest)
+            return known[0]
+        plan = overlay.plan(self._encoder)
+        size = plan_bytes(self._encoder, overlay)
+        self._plans[digest] = plan, size
+        self.bytes += size
+        while self.bytes > self._budget and len(self._plans) > 1:
+            _, (_, freed) = self._plans.popitem(last=False)
+            self.bytes -= freed
+        return plan
+
+
+def plan_bytes(encoder: Encoder, overlay: Overlay) -> int:
+    """Memory of an overlay's slices: W_in and W_out rows of every kept neuron."""
+    kept = sum(map(len, overlay.neurons))
+    return kept * (2 * encoder.config.hidden + 1) * encoder.ops.dtype.itemsize

@@ -1,0 +1,193 @@
+"""What the server does, without HTTP and without Ray: predict, describe, register.
+
+A request: task lookup -> tokens (after this nothing can be the client's fault) -> the engine's
+queue -> an answer with its timings.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+
+import torch
+
+from model_store import artifact
+from model_store.backbone import Backbone, load_backbone
+from model_store.encoder import Encoder
+from model_store.errors import ArtifactError, InputError, NotFoundError
+from model_store.manifest import TextInput, read_header
+from model_store.ops import Ops, TorchOps, fast_bf16
+from model_store.store import Store, VersionInfo
+from model_store.tokenization import Encoding
+from serving.config import ServeConfig
+from serving.engine import Engine
+from serving.errors import ConfigError, InvalidInputError, TooLargeError
+from serving.metrics import Metrics
+from serving.ops_onednn import OneDnnOps
+from serving.plans import PlanCache
+from serving.tasks import LoadedTask, TaskTable, load_task
+from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
+
+GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}
+"""Largest difference of a golden probability from its fp32 value, by the engine's precision."""
+
+LONG_TEXT = 20_000
+"""Characters from which tokenizing would hold up the event loop, and goes to a thread."""
+
+
+class Service:
+    """One replica's work. Its methods are for one event loop's thread."""
+
+    def __init__(
+        self, config: ServeConfig, store: Store, backbone: Backbone, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._backbone = backbone
+        self._metrics = metrics
+        ops = choose_ops(config)
+        self._encoder = Encoder(backbone.config, backbone.tensors, ops)
+        self._engine = Engine(
+            self._encoder,
+            PlanCache(self._encoder, config.plan_cache_bytes),
+            metrics,
+            max_batch_tokens=config.max_batch_tokens,
+            max_queued_tokens=config.max_queued_tokens,
+            threads=config.engine_threads,
+        )
+        self._tasks = TaskTable(store, backbone, metrics.prepare)
+
+    @classmethod
+    def open(cls, config: ServeConfig, metrics: Metrics) -> "Service":
+        """Load the backbone and every active task, start the engine, and warm up.
+
+        Raises `ConfigError` or a `ModelStoreError` where the store does not fit the settings.
+        """
+        store = Store(config.store)
+        name = config.backbone
+        known = store.backbones()
+        if name is None:
+            if len(known) != 1:
+                names = ", ".join(info.name for info in known) or "none"
+                raise ConfigError(
+                    f"the store {config.store} has {len(known)} backbones ({names}); "
+                    "name one, or add one with `taskbone store add-backbone`"
+                )
+            name = known[0].fingerprint
+        path = store.backbone_path(name)
+        names_of = {info.fingerprint: info.name for info in known}
+        service = cls(config, store, load_backbone(path, names_of[path.name]), metrics)
+        service.warm_up()
+        return service
+
+    def warm_up(self) -> None:
+        """Build the plans of all tasks and run each once, alone and together."""
+        futures = []
+        for task in self._tasks.all():
+            encodings = task.texts.encode([golden.input for golden in task.manifest.golden])
+            futures += [self._engine.submit(task.servable, [encoding]) for encoding in encodings]
+            futures[-1].result()
+        for future in futures:
+            future.result()
+
+    async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer:
+        """Answer all inputs. Raises `ServingError`s that say whose fault it is."""
+        started = time.perf_counter()
+        loaded = self._tasks.get(task)
+        encodings = await self._encode(loaded, inputs)
+        tokenized = time.perf_counter()
+        answer = await asyncio.wrap_future(self._engine.submit(loaded.servable, encodings))
+        labels = loaded.info.labels
+        predictions = []
+        for row in answer.probabilities.tolist():
+            best = max(range(len(labels)), key=row.__getitem__)
+            predictions.append(
+                Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+            )
+        timings = Timings(
+            tokenize_ms=1000 * (tokenized - started),
+            queue_ms=1000 * answer.queue_s,
+            forward_ms=1000 * answer.forward_s,
+            total_ms=1000 * (time.perf_counter() - started),
+        )
+        self._metrics.timings(task, timings)
+        return TaskAnswer(task, loaded.info.version, tuple(predictions), timings)
+
+    def tasks(self) -> list[TaskInfo]:
+        """Every task's active version."""
+        return [loaded.info for loaded in self._tasks.all()]
+
+    def task(self, name: str) -> TaskInfo:
+        """One task's active version. Raises `UnknownTaskError`."""
+        return self._tasks.get(name).info
+
+    async def register(self, task: str, data: bytes) -> tuple[TaskInfo, bool]:
+        """Check an artifact, run its golden inputs through this engine, publish and activate it.
+
+        Gives whether it is a new version; False: these very bytes were there already. Raises
+        `ModelStoreError`s that name what is wrong, with nothing changed.
+        """
+        manifest, _ = read_header(data)
+        if manifest.task != task:
+            raise ArtifactError(f"the artifact is of task {manifest.task!r}, not of {task[:80]!r}")
+        fingerprint = self._backbone.fingerprint
+        overlay = artifact.read(data, self._backbone.config, fingerprint)
+        digest = hashlib.sha256(data).hexdigest()
+        candidate = load_task(
+            self._backbone, overlay, VersionInfo(task, 0, digest, "", len(data), False)
+        )
+        await self._check_golden(candidate)
+        verified = artifact.verify(data, self._backbone.config, fingerprint)
+        known = await asyncio.to_thread(self._digests, task)
+        await asyncio.to_thread(self._store.publish, verified)
+        return self._tasks.get(task).info, digest not in known
+
+    def check(self) -> None:
+        """Raise `EngineError` where the engine is dead or stuck."""
+        self._engine.check()
+
+    def close(self) -> None:
+        """Answer what is queued and stop."""
+        self._engine.close()
+
+    async def _encode(self, loaded: LoadedTask, inputs: Sequence[TextInput]) -> list[Encoding]:
+        if not inputs:
+            raise InvalidInputError("inputs: at least one input is needed")
+        if len(inputs) > self._config.max_inputs:
+            raise TooLargeError(
+                f"inputs: {len(inputs)} given, one request may have {self._config.max_inputs}"
+            )
+        size = sum(len(item) if isinstance(item, str) else sum(map(len, item)) for item in inputs)
+        try:
+            if size < LONG_TEXT:
+                return loaded.texts.encode(inputs)
+            return await asyncio.to_thread(loaded.texts.encode, inputs)
+        except InputError as error:
+            raise InvalidInputError(str(error)) from None
+
+    async def _check_golden(self, candidate: LoadedTask) -> None:
+        golden = candidate.manifest.golden
+        encodings = candidate.texts.encode([item.input for item in golden])
+        answer = await asyncio.wrap_future(self._engine.submit(candidate.servable, encodings))
+        expected = torch.tensor([item.scores for item in golden])
+        tolerance = GOLDEN_TOLERANCE[self._encoder.ops.dtype]
+        artifact.compare_golden(candidate.manifest, answer.probabilities, expected, tolerance)
+
+    def _digests(self, task: str) -> set[str]:
+        try:
+            return {info.digest for info in self._store.versions(task)}
+        except NotFoundError:
+            return set()
+
+
+def choose_ops(config: ServeConfig) -> Ops:
+    """The fastest operations for the device and precision asked for."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, and torch sees no CUDA device")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
+    if device == "cpu" and bf16:
+        return OneDnnOps()
+    return TorchOps(torch.bfloat16 if bf16 else torch.float32, device)

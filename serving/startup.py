@@ -1,0 +1,81 @@
+"""What the operator sees of a starting server, and how its first answers are got.
+
+Knows the address and the routes; nothing of Ray or of what is behind the routes.
+"""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from serving.config import ServeConfig
+from serving.errors import ServingError
+
+READY_WITHIN_S = 120
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """Show what is being done now: in place on a terminal, else one line a step."""
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{text} ...", markup=False)
+        return
+    with console.status("starting") as status:
+        yield lambda text: status.update(f"{text} ...")
+
+
+def wait_until_ready(config: ServeConfig, token: str | None) -> list[dict[str, Any]]:
+    """The tasks of the server, as it describes them, once it says that it is ready."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            _get(config, "/health/ready", None)
+            tasks: list[dict[str, Any]] = _get(config, "/v1/tasks", token)["tasks"]
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise ServingError(f"not ready after {READY_WITHIN_S} s: {error}") from error
+            time.sleep(0.1)
+        else:
+            return tasks
+
+
+def _get(config: ServeConfig, path: str, token: str | None) -> dict[str, Any]:
+    request = urllib.request.Request(_address(config) + path)  # noqa: S310 - always http
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    # Without the system's proxy settings: this is our own machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def _address(config: ServeConfig) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)  # noqa: S104
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"http://{host}:{config.port}"
+
+
+def show(
+    console: Console, config: ServeConfig, token: str | None, tasks: list[dict[str, Any]]
+) -> None:
+    """Where the server is and how to ask it: the one place where the token is printed."""
+    address = _address(config)
+    lines = [f"Taskbone answers at {address}", ""]
+    lines.append("tasks  " + (", ".join(task["task"] for task in tasks) or "none yet"))
+    lines.append(f"docs   {address}/docs" + (f"?token={token}" if token else ""))
+    lines.append("stop   Ctrl-C")
+    if tasks:
+        task = min(tasks, key=lambda task: task["takes_pairs"])
+        example: Any = "a text to classify"
+        if task["takes_pairs"]:
+            example = [["a first text", "a second text"]]
+        header = f" -H 'Authorization: Bearer {token}'" if token else ""
+        body = json.dumps({"inputs": example})
+        lines += ["", f"curl {address}/v1/tasks/{task['task']}/predict{header} -d '{body}'"]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)

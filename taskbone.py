@@ -1,0 +1,332 @@
+"""The `taskbone` command, and the version. Every command is read and explained here; the work is in
+the packages, imported inside the commands so that asking for help loads neither torch nor Ray.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from localization.errors import LocalizationError
+from model_store.commands import json_option, store_commands, store_option
+from model_store.errors import ModelStoreError
+from model_store.manifest import TextInput
+from model_store.store import Store
+from model_store.tables import shortened, show_json, show_table
+from serving.config import TOKEN_FILE, ServeConfig, server_token
+from serving.errors import ServingError
+
+__version__ = "0.1.0"
+
+BAR_WIDTH = 20
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended, as shells count it."""
+
+
+class Commands(click.Group):
+    """The top of the command line: here errors become one line, and Ctrl-C its exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (ModelStoreError, LocalizationError, ServingError) as error:
+            raise click.ClickException(str(error)) from error
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="taskbone")
+def cli() -> None:
+    """Many text tasks from one frozen encoder.
+
+    A store holds backbones (encoders) and, for each task, the published versions of its overlay:
+    the few parts of the network that the task needs. Add a backbone, find overlays for your own
+    tasks or publish ready-made ones, and serve them all from one copy of the encoder.
+
+    \b
+    Example, from nothing to an answer:
+        taskbone store add-backbone sentence-transformers/all-MiniLM-L6-v2
+        taskbone localize task.yaml
+        taskbone serve
+        taskbone predict sst2 "A film to remember."
+    """
+
+
+# --- serve ----------------------------------------------------------------------------------------
+
+SERVE_HELP = {
+    "backbone": "Name or start of the fingerprint of the backbone; needed where there are several.",
+    "host": "Address to listen on; 0.0.0.0 for all of this machine's.",
+    "port": "Port to listen on.",
+    "replicas": "Processes that answer requests.",
+    "device": "Where to compute; auto takes CUDA where there is one.",
+    "precision": "Number format; auto takes bf16 where the processor has it.",
+    "engine_threads": "Threads of one replica's forward; 0 for all cores.",
+    "max_batch_tokens": "Most tokens in one forward.",
+    "max_queued_tokens": "Most tokens waiting; more are answered with 503.",
+    "max_inputs": "Most inputs in one request.",
+    "max_body_bytes": "Largest body of a question.",
+    "max_artifact_bytes": "Largest artifact that may be uploaded.",
+    "plan_cache_bytes": "Memory for overlays made ready to run.",
+    "auth": "Whether every route but health needs the token.",
+}
+
+
+def serve_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each setting of the server but the store, with the setting's own default."""
+    for name, setting in reversed(ServeConfig.model_fields.items()):
+        if name == "store":
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        choices = get_args(setting.annotation) if get_origin(setting.annotation) is Literal else ()
+        kind = click.Choice(choices) if choices else type(setting.default)
+        add = click.option(
+            f"{flag}/--no-{name}" if setting.annotation is bool else flag,
+            type=str if setting.default is None else kind,
+            default=setting.default,
+            show_default=setting.default is not None,
+            help=SERVE_HELP.get(name),
+        )
+        command = add(command)
+    return command
+
+
+@cli.command()
+@store_option
+@serve_options
+def serve(store: Store, **settings: Any) -> None:
+    """Answer requests for all tasks of the store over HTTP, until Ctrl-C.
+
+    At the first start a token is made and kept in the store; it is printed with a curl line that
+    can be pasted as it is. The environment variable TASKBONE_TOKEN overrides it. The routes are
+    described at /docs.
+
+    \b
+    Example:
+        taskbone serve --port 8080 --max-batch-tokens 8192
+    """
+    from serving.deployment import run
+
+    run(ServeConfig.of(store=store.root, **settings))
+
+
+# --- localize and evaluate ------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("task_file", metavar="TASK.yaml", type=click.Path(path_type=Path))
+@store_option
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that the data paths of TASK.yaml are relative to.  [default: its own]",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for finished stages, from which an interrupted run goes on.  [default: runs]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write the artifact to.  [default: in runs, under the task's name]",
+)
+@click.option(
+    "--publish/--no-publish",
+    default=True,
+    show_default=True,
+    help="Whether to publish the result in the store and make it the active version.",
+)
+@device_option
+def localize(
+    task_file: Path,
+    store: Store,
+    data: Path | None,
+    work_dir: Path | None,
+    output: Path | None,
+    publish: bool,
+    device: str,
+) -> None:
+    """Find the overlay of a task: the neurons it needs, a soft prompt, and a head.
+
+    TASK.yaml names the labelled data, the labels and the template. The result is measured against
+    the whole network on the same rows, and published. A run that was interrupted goes on where it
+    stopped when it is started again.
+
+    \b
+    Example:
+        taskbone localize examples/tasks/sst2.yaml --data data --output sst2.safetensors
+    """
+    from rich.console import Console
+
+    from localization.commands import localize_file
+
+    localize_file(
+        task_file,
+        store=store,
+        data=data,
+        work_dir=work_dir,
+        output=output,
+        publish=publish,
+        device=device,
+        console=Console(),
+    )
+
+
+@cli.command()
+@click.argument("task")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@store_option
+@click.option("--version", type=int, help="The version to measure. [default: the active one]")
+@click.option("--text", multiple=True, help="Column of the text; twice for pairs.")
+@click.option("--label", help="Column of the label.")
+@device_option
+@json_option
+def evaluate(
+    task: str,
+    file: Path,
+    store: Store,
+    version: int | None,
+    text: tuple[str, ...],
+    label: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure a published version of TASK on the labelled rows of FILE.
+
+    FILE is JSON lines, CSV or Parquet. Prints accuracy, macro F1 and the F1 of each label.
+
+    \b
+    Example:
+        taskbone evaluate sst2 test.jsonl --text sentence --label label
+    """
+    from localization.commands import evaluate_file
+
+    number, labels, found = evaluate_file(
+        file, store=store, task=task, version=version, text=text, label=label, device=device
+    )
+    if as_json:
+        figures = {"rows": found.rows, "accuracy": found.accuracy, "macro_f1": found.macro_f1}
+        f1 = dict(zip(labels, found.f1, strict=True))
+        show_json({"task": task, "version": number, **figures, "f1": f1})
+        return
+    title = f"{task}, version {number}, on {found.rows} rows of {file.name}"
+    rows = [("accuracy", f"{found.accuracy:.2%}"), ("macro F1", f"{found.macro_f1:.2%}")]
+    rows += [
+        (f"F1 of {name}", f"{value:.2%}") for name, value in zip(labels, found.f1, strict=True)
+    ]
+    show_table(title, ("metric", "value"), rows)
+
+
+# --- predict --------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("task")
+@click.argument("text")
+@click.argument("text2", required=False)
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8000",
+    envvar="TASKBONE_URL",
+    show_default=True,
+    show_envvar=True,
+    help="Where the server is.",
+)
+@click.option(
+    "--token",
+    envvar="TASKBONE_TOKEN",
+    show_envvar=True,
+    help="The server's token. [default: for a server on this machine, the store's]",
+)
+@store_option
+@json_option
+def predict(
+    task: str,
+    text: str,
+    text2: str | None,
+    url: str,
+    token: str | None,
+    store: Store,
+    as_json: bool,
+) -> None:
+    """Ask a running server for TASK's label of TEXT, or of the pair TEXT and TEXT2.
+
+    With - as TEXT, every line of the standard input is one text; a tab separates the two texts of
+    a pair.
+
+    \b
+    Examples:
+        taskbone predict sst2 "A film to remember."
+        taskbone predict mrpc "He left." "He went away."
+        cut -f 2 reviews.tsv | taskbone predict sst2 - --json
+    """
+    from serving import client
+
+    inputs = read_inputs(text, text2)
+    # The store's token is for the server on this machine, and shown to no other.
+    if token is None and client.is_local(url) and (store.root / TOKEN_FILE).exists():
+        token = server_token(ServeConfig.of(store=store.root))
+    answer = client.predict(url, task, inputs, token)
+    if as_json:
+        show_json(answer)
+    else:
+        show_answer(answer, inputs)
+
+
+def read_inputs(text: str, text2: str | None) -> list[TextInput]:
+    """The inputs that the arguments, or the lines of the standard input, stand for."""
+    if text != "-":
+        return [text] if text2 is None else [(text, text2)]
+    if text2 is not None:
+        raise click.UsageError("with - the texts come from the standard input; leave TEXT2 out")
+    lines = sys.stdin.read().splitlines()
+    inputs: list[TextInput] = []
+    for line in filter(str.strip, lines):
+        first, tab, second = line.partition("\t")
+        inputs.append((first, second) if tab else line)
+    if not inputs:
+        raise click.ClickException("the standard input holds no text; give one text on each line")
+    return inputs
+
+
+def show_answer(answer: dict[str, Any], inputs: Sequence[TextInput]) -> None:
+    """Print predictions with a bar for each score."""
+    rows = []
+    for given, prediction in zip(inputs, answer["predictions"], strict=True):
+        text = given if isinstance(given, str) else " | ".join(given)
+        score = prediction["score"]
+        bar = "\u2588" * round(score * BAR_WIDTH)
+        rows.append((shortened(text), prediction["label"], f"{score:.1%}", bar))
+    total_ms = answer["timings_ms"]["total_ms"]
+    title = f"{answer['task']}, version {answer['version']}, {total_ms:.1f} ms in the server"
+    show_table(title, ("text", "label", "score", ""), rows)
+
+
+cli.add_command(store_commands)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    cli.main(prog_name="taskbone")
+
+
+if __name__ == "__main__":
+    main()

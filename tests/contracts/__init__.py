@@ -1,0 +1,1 @@
+"""Committed examples of the artifact format's versions: what was readable once stays readable."""

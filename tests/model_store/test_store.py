@@ -1,0 +1,486 @@
+"""The store as its users see it: what each call changes, and what it says of wrong things."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from model_store.errors import ConflictError, NotFoundError, StoreError
+from model_store.store import BackboneInfo, Store, VersionInfo
+from tests.model_store.example_artifacts import FINGERPRINT, example_artifact
+
+FIRST, SECOND, THIRD = (example_artifact(data=name) for name in (b"first", b"second", b"third"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def tree(store: Store) -> dict[str, bytes]:
+    """Every file under the store's root with its content, but for the lock."""
+    files = (path for path in store.root.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(store.root)): path.read_bytes() for path in files}
+
+
+def add_backbone(store: Store, fingerprint: str = FINGERPRINT, name: str = "tiny") -> BackboneInfo:
+    with store.staging() as staging:
+        (staging / "model.safetensors").write_bytes(b"weights")
+        (staging / "tokenizer.json").write_bytes(b"{}")
+        return store.add_backbone(fingerprint, name, staging)
+
+
+class TestReadingAnEmptyStore:
+    def test_makes_nothing(self, store: Store) -> None:
+        assert store.tasks() == {}
+        assert store.backbones() == []
+        assert store.state_token() is None
+        assert not store.root.exists()
+
+    def test_says_that_there_is_nothing(self, store: Store) -> None:
+        with pytest.raises(NotFoundError, match=r"no task 'mood' in the store; it has: nothing"):
+            store.versions("mood")
+        with pytest.raises(
+            NotFoundError, match=r"no backbone 'tiny' in the store; it has: nothing"
+        ):
+            store.backbone_path("tiny")
+
+
+class TestPublish:
+    def test_gives_numbers_from_one_and_activates(self, store: Store) -> None:
+        first, second = store.publish(FIRST), store.publish(SECOND)
+        assert (first.version, second.version) == (1, 2)
+        assert first.active
+        assert second.active
+        assert [info.active for info in store.versions("mood")] == [False, True]
+        assert store.tasks() == {"mood": second}
+
+    def test_describes_the_version(self, store: Store) -> None:
+        info = store.publish(FIRST)
+        assert info.task == "mood"
+        assert info.digest == hashlib.sha256(b"first").hexdigest()
+        assert info.bytes == len(b"first")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", info.published_at)
+
+    def test_without_activation_leaves_the_active_version(self, store: Store) -> None:
+        store.publish(FIRST)
+        assert not store.publish(SECOND, activate=False).active
+        assert store.tasks()["mood"].version == 1
+        assert len(store.versions("mood")) == 2
+
+    def test_first_version_may_stay_inactive(self, store: Store) -> None:
+        store.publish(FIRST, activate=False)
+        assert store.tasks() == {}
+        with pytest.raises(NotFoundError, match=r"'mood' has no active version; .* one of: 1"):
+            store.read("mood")
+        assert store.read("mood", 1)[1] == b"first"
+
+    def test_the_same_bytes_again_change_nothing(self, store: Store) -> None:
+        info = store.publish(FIRST)
+        before, token = tree(store), store.state_token()
+        assert store.publish(FIRST) == info
+        assert tree(store) == before
+        assert store.state_token() == token
+
+    def test_the_bytes_of_an_older_version_activate_it(self, store: Store) -> None:
+        store.publish(FIRST)
+        store.publish(SECOND)
+        again = store.publish(FIRST)
+        assert (again.version, again.active) == (1, True)
+        assert len(store.versions("mood")) == 2
+
+    def test_the_same_bytes_repair_a_damaged_or_missing_file(self, store: Store) -> None:
+        store.publish(FIRST)
+        path = store.root / "tasks" / "mood" / "1.safetensors"
+        for damage in (lambda: path.write_bytes(b"fir"), path.unlink):
+            damage()
+            store.publish(FIRST)
+            assert store.read("mood")[1] == b"first"
+
+    def test_the_same_bytes_for_two_tasks_are_two_versions(self, store: Store) -> None:
+        store.publish(example_artifact("one"))
+        store.publish(example_artifact("two"))
+        assert list(store.tasks()) == ["one", "two"]
+
+    def test_leaves_no_temporary(self, store: Store) -> None:
+        store.publish(FIRST)
+        assert sorted(tree(store)) == ["registry.json", "tasks/mood/1.safetensors"]
+
+    def test_a_digest_that_does_not_fit_is_found_before_anything_changes(
+        self, store: Store
+    ) -> None:
+        store.publish(FIRST)
+        before = tree(store)
+        wrong = SECOND.model_copy(update={"digest": THIRD.digest})
+        with pytest.raises(StoreError, match=r"2\.safetensors: what was written reads back"):
+            store.publish(wrong)
+        assert tree(store) == before
+
+
+class TestActivateAndRollBack:
+    def test_activate_moves_back_and_forth(self, store: Store) -> None:
+        for artifact in (FIRST, SECOND, THIRD):
+            store.publish(artifact)
+        assert store.activate("mood", 1).active
+        assert store.tasks()["mood"].version == 1
+
+    def test_roll_back_goes_one_version_further_each_time(self, store: Store) -> None:
+        for artifact in (FIRST, SECOND, THIRD):
+            store.publish(artifact)
+        assert store.roll_back("mood").version == 2
+        assert store.roll_back("mood").version == 1
+        with pytest.raises(ConflictError, match=r"none to roll back to; activate one of: 1, 2, 3"):
+            store.roll_back("mood")
+
+    def test_roll_back_follows_activation_not_numbers(self, store: Store) -> None:
+        for artifact in (FIRST, SECOND, THIRD):
+            store.publish(artifact)
+        store.activate("mood", 1)
+        assert store.roll_back("mood").version == 3
+
+    def test_activating_the_active_version_changes_nothing(self, store: Store) -> None:
+        store.publish(FIRST)
+        token = store.state_token()
+        store.activate("mood", 1)
+        assert store.state_token() == token
+        with pytest.raises(ConflictError):
+            store.roll_back("mood")
+
+    @pytest.mark.parametrize("number", [0, 2, -1])
+    def test_unknown_version(self, store: Store, number: int) -> None:
+        store.publish(FIRST)
+        with pytest.raises(NotFoundError, match=rf"'mood' has no version {number}; it has: 1"):
+            store.activate("mood", number)
+
+
+class TestDelete:
+    def test_a_version(self, store: Store) -> None:
+        store.publish(FIRST)
+        store.publish(SECOND)
+        store.delete("mood", 1)
+        assert [info.version for info in store.versions("mood")] == [2]
+        assert sorted(tree(store)) == ["registry.json", "tasks/mood/2.safetensors"]
+        with pytest.raises(ConflictError):  # the deleted one has left the history, too
+            store.roll_back("mood")
+
+    def test_the_active_version_is_refused(self, store: Store) -> None:
+        store.publish(FIRST)
+        with pytest.raises(ConflictError, match=r"version 1 is active .* delete the whole task"):
+            store.delete("mood", 1)
+        assert store.read("mood")[1] == b"first"
+
+    def test_a_whole_task(self, store: Store) -> None:
+        store.publish(FIRST)
+        store.publish(SECOND)
+        store.publish(example_artifact("other"))
+        store.delete("mood")
+        assert list(store.tasks()) == ["other"]
+        assert not (store.root / "tasks" / "mood").exists()
+        with pytest.raises(NotFoundError, match="no task 'mood' in the store; it has: other"):
+            store.delete("mood")
+
+    def test_numbers_are_never_given_out_twice(self, store: Store) -> None:
+        store.publish(FIRST)
+        store.publish(SECOND, activate=False)
+        store.delete("mood", 2)
+        assert store.publish(SECOND).version == 3
+        store.delete("mood")
+        assert store.publish(FIRST).version == 4
+
+    def test_unknown_names_are_listed(self, store: Store) -> None:
+        store.publish(FIRST)
+        with pytest.raises(NotFoundError, match="no task 'mod' in the store; it has: mood"):
+            store.delete("mod")
+        with pytest.raises(NotFoundError, match="'mood' has no version 7; it has: 1"):
+            store.delete("mood", 7)
+
+
+class TestRead:
+    def test_gives_the_active_version_or_the_one_asked_for(self, store: Store) -> None:
+        store.publish(FIRST)
+        second = store.publish(SECOND)
+        assert store.read("mood") == (second, b"second")
+        info, data = store.read("mood", 1)
+        assert (info.version, info.active, data) == (1, False, b"first")
+
+    @pytest.mark.parametrize(
+        "damaged", [b"firs", b"First", b"", b"first" * 2], ids=["cut", "bit", "empty", "longer"]
+    )
+    def test_a_damaged_file_is_named(self, store: Store, damaged: bytes) -> None:
+        store.publish(FIRST)
+        path = store.root / "tasks" / "mood" / "1.safetensors"
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=rf"{path}: .* damaged: {len(damaged)} bytes"):
+            store.read("mood")
+
+    def test_a_missing_file_is_named(self, store: Store) -> None:
+        store.publish(FIRST)
+        path = store.root / "tasks" / "mood" / "1.safetensors"
+        path.unlink()
+        with pytest.raises(StoreError, match=rf"{path}: .* missing; publish the same file again"):
+            store.read("mood")
+
+    @pytest.mark.parametrize(
+        "name", ["../../etc/passwd", "/etc/passwd", "mood/../mood", "", ".", "..", "MOOD", "mood\n"]
+    )
+    def test_no_name_leads_out_of_the_store(self, store: Store, name: str) -> None:
+        store.publish(FIRST)
+        for call in (store.read, store.versions, store.roll_back, store.delete):
+            with pytest.raises(NotFoundError, match="no task"):
+                call(name)
+
+    def test_long_names_and_long_lists_are_cut(self, store: Store) -> None:
+        for number in range(25):
+            store.publish(example_artifact(f"task{number:02}"))
+        with pytest.raises(NotFoundError) as caught:
+            store.read("x" * 100_000)
+        assert "task19 and 5 more" in str(caught.value)
+        assert len(str(caught.value)) < 400
+
+
+class TestStateToken:
+    def test_changes_with_every_change_and_only_then(self, store: Store) -> None:
+        seen = [store.state_token()]
+        changes: list[Callable[[], object]] = [
+            lambda: store.publish(FIRST),
+            lambda: store.publish(SECOND),
+            *(lambda: store.activate("mood", 1), lambda: store.activate("mood", 2)) * 10,
+            lambda: store.roll_back("mood"),
+            lambda: store.delete("mood", 2),
+            lambda: store.delete("mood"),
+        ]
+        for change in changes:
+            change()
+            token = store.state_token()
+            store.tasks()
+            assert store.state_token() == token
+            seen.append(token)
+        assert len(set(seen)) == len(changes) + 1
+
+    def test_grows_in_time_even_where_the_clock_stands_still(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("model_store.store.time.time_ns", lambda: 1_700_000_000_000_000_000)
+        store.publish(FIRST)
+        store.publish(SECOND)
+        times = []
+        for number in (1, 2, 1):
+            store.activate("mood", number)
+            token = store.state_token()
+            assert token is not None
+            times.append(token[1])
+        assert times == sorted(set(times))
+
+
+class TestBackbones:
+    def test_adds_once(self, store: Store) -> None:
+        info = add_backbone(store)
+        assert info == BackboneInfo("tiny", FINGERPRINT, len(b"weights{}"))
+        assert store.backbones() == [info]
+        path = store.root / "backbones" / FINGERPRINT
+        assert (path / "model.safetensors").read_bytes() == b"weights"
+        before, token = tree(store), store.state_token()
+        assert add_backbone(store) == info
+        assert tree(store) == before
+        assert store.state_token() == token
+
+    def test_is_found_by_name_and_by_start_of_fingerprint(self, store: Store) -> None:
+        add_backbone(store)
+        path = store.root / "backbones" / FINGERPRINT
+        assert store.backbone_path("tiny") == path
+        assert store.backbone_path("abab") == path
+        assert store.backbone_path(FINGERPRINT) == path
+
+    def test_unknown_and_ambiguous_names_list_what_there_is(self, store: Store) -> None:
+        add_backbone(store)
+        add_backbone(store, "abac" * 16, "other")
+        for name, problem in (("big", "no backbone"), ("aba", "several"), ("", "no backbone")):
+            with pytest.raises(NotFoundError, match=rf"{problem}.*tiny \(abab.*other \(abac"):
+                store.backbone_path(name)
+
+    def test_the_same_backbone_takes_its_newest_name(self, store: Store) -> None:
+        add_backbone(store)
+        add_backbone(store, name="renamed")
+        assert [info.name for info in store.backbones()] == ["renamed"]
+
+    def test_a_name_belongs_to_one_backbone(self, store: Store) -> None:
+        add_backbone(store)
+        before = tree(store)
+        with pytest.raises(ConflictError, match=r"'tiny' is taken by backbone abab.*another name"):
+            add_backbone(store, "cd" * 32)
+        assert tree(store) == before
+
+    def test_a_missing_folder_is_named_and_put_back(self, store: Store) -> None:
+        add_backbone(store)
+        shutil.rmtree(store.root / "backbones" / FINGERPRINT)
+        with pytest.raises(StoreError, match=rf"{FINGERPRINT}: .* missing; add it again"):
+            store.backbone_path("tiny")
+        add_backbone(store)
+        assert store.backbone_path("tiny").is_dir()
+
+    def test_staging_is_removed_after_an_error(self, store: Store) -> None:
+        def fail() -> None:
+            with store.staging() as staging:
+                (staging / "half").write_bytes(b"x")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert list((store.root / "staging").iterdir()) == []
+
+    def test_a_living_writers_staging_is_not_swept(self, store: Store) -> None:
+        with store.staging() as staging:
+            (staging / "model.safetensors").write_bytes(b"weights")
+            Store(store.root).publish(FIRST)
+            info = store.add_backbone(FINGERPRINT, "tiny", staging)
+        assert store.backbones() == [info]
+
+
+class TestSweeping:
+    def test_the_next_writer_removes_leftovers_and_nothing_else(self, store: Store) -> None:
+        store.publish(FIRST)
+        add_backbone(store)
+        before = tree(store)
+        strange = ["notes.txt", "tasks/readme.txt", "tasks/mood/notes.txt", "backbones/.keep"]
+        leftovers = [
+            "staging/temporary",
+            "staging/folder/model.safetensors",
+            "tasks/mood/2.safetensors",
+            "tasks/never/1.safetensors",
+            f"backbones/{'cd' * 32}/model.safetensors",
+        ]
+        for name in strange + leftovers:
+            path = store.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        store.activate("mood", 1)
+        assert tree(store) == before | dict.fromkeys(strange, b"x")
+        assert not (store.root / "tasks" / "never").exists()
+
+
+class TestDamagedStore:
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ("", "Invalid JSON"),
+            ('{"format_version": 1, "tasks": {', "Invalid JSON"),
+            ("[]", "should be an object"),
+            ('{"format_version": 2}', "format_version: Input should be 1"),
+            ('{"surprise": 1}', "surprise: Extra inputs"),
+            ('{"tasks": {"../up": {}}}', "should match pattern"),
+            ('{"tasks": {"mood": {"active": 1}}}', "versions: .1. named as active"),
+            ('{"tasks": {"mood": {"history": [1, 1]}}}', "repeats a version"),
+            ('{"backbones": {"../up": {"name": "x", "bytes": 1}}}', "should match pattern"),
+            (
+                '{"tasks": {"mood": {"versions": {"1": {"digest": "'
+                + FINGERPRINT
+                + '", "published_at": "", "bytes": 1}}}}}',
+                "next_version: 1 is taken",
+            ),
+            (
+                '{"backbones": {"'
+                + "a" * 64
+                + '": {"name": "x", "bytes": 1}, "'
+                + "b" * 64
+                + '": {"name": "x", "bytes": 1}}}',
+                "backbones: a name stands twice",
+            ),
+        ],
+    )
+    def test_a_damaged_registry_is_named_and_kept(
+        self, store: Store, content: str, problem: str
+    ) -> None:
+        store.publish(FIRST)
+        (store.root / "registry.json").write_text(content)
+        before = tree(store)
+        for call in (store.tasks, store.backbones, lambda: store.publish(SECOND)):
+            with pytest.raises(StoreError, match=rf"registry\.json: .* damaged: .*{problem}"):
+                call()
+        assert tree(store) == before
+
+    def test_a_missing_registry_does_not_make_a_new_store_of_a_full_one(self, store: Store) -> None:
+        store.publish(FIRST)
+        (store.root / "registry.json").unlink()
+        before = tree(store)
+        for call in (store.tasks, lambda: store.publish(SECOND)):
+            with pytest.raises(StoreError, match=r"registry is missing, but .* not empty"):
+                call()
+        assert tree(store) == before
+
+    def test_root_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        store = Store(tmp_path / "file")
+        with pytest.raises(StoreError, match=r"cannot read the store .*file.*Not a directory"):
+            store.tasks()
+        with pytest.raises(StoreError, match=r"cannot write the store .*file.*File exists"):
+            store.publish(FIRST)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users of the machine can reach, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[Callable[[], None]]:
+    """Gives a function after which this process has no rights to what it has made so far.
+
+    File modes do not bind root, so root becomes somebody else; others need no change.
+    """
+    user = os.geteuid()
+    yield lambda: os.seteuid(65534) if user == 0 else None
+    os.seteuid(user)
+
+
+class TestRights:
+    def test_a_read_only_store_can_be_read(
+        self, open_folder: Path, ordinary_user: Callable[[], None]
+    ) -> None:
+        store = Store(open_folder / "store")
+        info = store.publish(FIRST)
+        for path in (store.root, *store.root.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        ordinary_user()
+        assert store.tasks() == {"mood": info}
+        assert store.read("mood")[1] == b"first"
+        with pytest.raises(StoreError, match=r"cannot write the store .*: Permission denied"):
+            store.publish(SECOND)
+        os.seteuid(os.getuid())
+        for path in (store.root, *store.root.rglob("*")):
+            path.chmod(0o755)
+
+    def test_a_closed_store_is_named(
+        self, open_folder: Path, ordinary_user: Callable[[], None]
+    ) -> None:
+        store = Store(open_folder / "store")
+        store.publish(FIRST)
+        store.root.chmod(0o000)
+        ordinary_user()
+        calls: list[Callable[[], object]] = [
+            store.tasks,
+            store.state_token,
+            lambda: store.read("mood"),
+        ]
+        for call in calls:
+            with pytest.raises(StoreError, match=r"cannot read the store .*: Permission denied"):
+                call()
+        with pytest.raises(StoreError, match=r"cannot write the store .*: Permission denied"):
+            store.publish(SECOND)
+        os.seteuid(os.getuid())
+        store.root.chmod(0o755)
+        assert store.read("mood")[1] == b"first"
+
+
+def test_infos_are_immutable(store: Store) -> None:
+    info: VersionInfo = store.publish(FIRST)
+    with pytest.raises(AttributeError):
+        info.version = 7  # type: ignore[misc]

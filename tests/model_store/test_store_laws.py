@@ -1,0 +1,136 @@
+"""Any sequence of changes to a store leaves what a plain dictionary model says it must."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from model_store.errors import ConflictError, NotFoundError
+from model_store.store import Store
+from tests.model_store.example_artifacts import example_artifact
+
+TASKS = st.sampled_from(["mood", "topic"])
+CONTENTS = st.binary(max_size=2)
+NUMBERS = st.integers(min_value=1, max_value=5)
+
+
+@dataclass
+class Task:
+    """What a task should be: content by version, and versions in order of activation."""
+
+    versions: dict[int, bytes] = field(default_factory=dict)
+    activations: list[int] = field(default_factory=list)
+    given_out: int = 0
+
+    @property
+    def active(self) -> int | None:
+        return self.activations[-1] if self.activations else None
+
+    def activate(self, number: int) -> None:
+        if number != self.active:
+            self.activations = [past for past in self.activations if past != number] + [number]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Each rule does the same to a store and to the model; `agrees` compares with a fresh store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.expected: dict[str, Task] = {"mood": Task(), "topic": Task()}
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / "store")
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.root)
+
+    @rule(task=TASKS, content=CONTENTS, activate=st.booleans())
+    def publish(self, task: str, content: bytes, activate: bool) -> None:
+        info = self.store.publish(example_artifact(task, content), activate=activate)
+        expected = self.expected[task]
+        known = [number for number, old in expected.versions.items() if old == content]
+        if not known:
+            expected.given_out += 1
+            expected.versions[expected.given_out] = content
+            known = [expected.given_out]
+        if activate:
+            expected.activate(known[0])
+        assert info.version == known[0]
+        assert info.active == (expected.active == info.version)
+
+    @rule(task=TASKS, number=NUMBERS)
+    def activate(self, task: str, number: int) -> None:
+        expected = self.expected[task]
+        if number in expected.versions:
+            assert self.store.activate(task, number).active
+            expected.activate(number)
+        else:
+            with pytest.raises(NotFoundError):
+                self.store.activate(task, number)
+
+    @rule(task=TASKS)
+    def roll_back(self, task: str) -> None:
+        expected = self.expected[task]
+        if len(expected.activations) > 1:
+            expected.activations.pop()
+            assert self.store.roll_back(task).version == expected.active
+        else:
+            with pytest.raises(ConflictError if expected.versions else NotFoundError):
+                self.store.roll_back(task)
+
+    @rule(task=TASKS, number=NUMBERS)
+    def delete_version(self, task: str, number: int) -> None:
+        expected = self.expected[task]
+        if number not in expected.versions:
+            with pytest.raises(NotFoundError):
+                self.store.delete(task, number)
+        elif number == expected.active:
+            with pytest.raises(ConflictError):
+                self.store.delete(task, number)
+        else:
+            self.store.delete(task, number)
+            del expected.versions[number]
+            expected.activations = [past for past in expected.activations if past != number]
+
+    @rule(task=TASKS)
+    def delete_task(self, task: str) -> None:
+        expected = self.expected[task]
+        if expected.versions:
+            self.store.delete(task)
+            expected.versions, expected.activations = {}, []
+        else:
+            with pytest.raises(NotFoundError):
+                self.store.delete(task)
+
+    @invariant()
+    def agrees(self) -> None:
+        store = self.store
+        actives = {task: info.version for task, info in store.tasks().items()}
+        assert actives == {
+            name: task.active for name, task in self.expected.items() if task.active is not None
+        }
+        files = {
+            str(path.relative_to(store.root)) for path in store.root.glob("tasks/*/*.safetensors")
+        }
+        assert files == {
+            f"tasks/{name}/{number}.safetensors"
+            for name, task in self.expected.items()
+            for number in task.versions
+        }
+        for name, task in self.expected.items():
+            if task.versions:
+                infos = store.versions(name)
+                assert [info.version for info in infos] == sorted(task.versions)
+                for number, content in task.versions.items():
+                    assert store.read(name, number)[1] == content
+
+
+StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestAnySequence = StoreMachine.TestCase

@@ -1,0 +1,216 @@
+"""The engine: right answers from mixed batches, one answer per request, and life after a fault."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_store.artifact import Overlay, probabilities
+from model_store.backbone import Backbone
+from model_store.encoder import Encoder
+from model_store.ops import TorchOps
+from model_store.store import Store
+from model_store.tokenization import Encoding, InputEncoder
+from serving.engine import Engine, Servable
+from serving.errors import EngineError, OverloadedError, TooLargeError
+from serving.plans import PlanCache, plan_bytes
+from tests.overlays import fp32_encoder, random_overlay
+
+TEXTS = ["the film was good", "a", "what is my new bank card ?", "bad news", "the cat and the dog"]
+
+
+class Observed:
+    """Collects what the engine tells."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[dict[str, int], int]] = []
+
+    def batch(self, sequences: Mapping[str, int], tokens: int, forward_s: float) -> None:
+        assert forward_s > 0
+        self.batches.append((dict(sequences), tokens))
+
+    def queued(self, tokens: int) -> None:
+        assert tokens >= 0
+
+
+class GatedOps(TorchOps):
+    """Plain torch that waits at the door, and fails when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.door = threading.Event()
+        self.door.set()
+        self.entered = threading.Event()
+        self.fail = False
+
+    def attention(self, q: Tensor, *args: object) -> Tensor:
+        self.entered.set()
+        assert self.door.wait(30), "nobody opened the door"
+        if self.fail:
+            raise RuntimeError("broken on purpose")
+        return super().attention(q, *args)  # type: ignore[arg-type]
+
+
+class Setup:
+    """An engine over a tiny backbone with three tasks."""
+
+    def __init__(self, backbone: Backbone, **limits: int) -> None:
+        self.backbone = backbone
+        self.ops = GatedOps()
+        self.observed = Observed()
+        encoder = Encoder(backbone.config, backbone.tensors, self.ops)
+        settings = {"max_batch_tokens": 200, "max_queued_tokens": 400, "threads": 1} | limits
+        self.engine = Engine(encoder, PlanCache(encoder, 1 << 20), self.observed, **settings)
+        self.tasks = [
+            Servable(name, name, random_overlay(backbone, name, seed=seed, labels=labels))
+            for seed, (name, labels) in enumerate(
+                [("one", ("a", "b")), ("two", ("a", "b", "c")), ("three", ("a", "b", "c", "d"))]
+            )
+        ]
+
+    def encode(self, texts: list[str]) -> list[Encoding]:
+        return InputEncoder(self.backbone.tokenizer, self.backbone.config, ["{text}"], 32).encode(
+            texts
+        )
+
+    def expected(self, overlay: Overlay, texts: list[str]) -> Tensor:
+        return probabilities(fp32_encoder(self.backbone), self.backbone, overlay, texts)
+
+
+@pytest.fixture
+def setup(tiny: tuple[Store, Backbone]) -> Iterator[Setup]:
+    setup = Setup(tiny[1])
+    yield setup
+    setup.ops.door.set()
+    setup.engine.close()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within 30 s")
+
+
+def test_mixed_tasks_in_one_batch_get_their_own_answers(setup: Setup) -> None:
+    setup.ops.door.clear()
+    first = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    waiting = [
+        (servable, [text], setup.engine.submit(servable, setup.encode([text])))
+        for text in TEXTS
+        for servable in setup.tasks
+    ]
+    setup.ops.door.set()
+    assert first.result(30).probabilities.shape == (1, 2)
+    for servable, texts, answer in waiting:
+        torch.testing.assert_close(
+            answer.result(30).probabilities,
+            setup.expected(servable.overlay, texts),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    assert setup.observed.batches[1][0] == {"one": 5, "two": 5, "three": 5}, "one batch for all"
+
+
+def test_a_request_larger_than_a_batch_is_answered_in_order(tiny: tuple[Store, Backbone]) -> None:
+    setup = Setup(tiny[1], max_batch_tokens=20, max_queued_tokens=4000)
+    texts = TEXTS * 6
+    answer = setup.engine.submit(setup.tasks[1], setup.encode(texts)).result(30)
+    setup.engine.close()
+    torch.testing.assert_close(
+        answer.probabilities, setup.expected(setup.tasks[1].overlay, texts), atol=1e-5, rtol=1e-5
+    )
+    assert len(setup.observed.batches) > 3
+    assert all(tokens <= 20 for _, tokens in setup.observed.batches)
+    assert answer.forward_s > 0
+    assert answer.queue_s >= 0
+
+
+def test_a_full_queue_refuses_and_recovers(setup: Setup) -> None:
+    setup.ops.door.clear()
+    running = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    accepted = []
+    with pytest.raises(OverloadedError, match="tokens are waiting"):
+        for _ in range(1000):
+            accepted.append(setup.engine.submit(setup.tasks[0], setup.encode(TEXTS)))
+    setup.ops.door.set()
+    assert [answer.result(30).probabilities.shape for answer in accepted] == [(5, 2)] * len(
+        accepted
+    )
+    assert running.result(30)
+    assert setup.engine.submit(setup.tasks[0], setup.encode(TEXTS)).result(30)
+
+
+def test_a_request_that_never_fits_is_too_large(setup: Setup) -> None:
+    with pytest.raises(TooLargeError, match="400"):
+        setup.engine.submit(setup.tasks[0], setup.encode(TEXTS * 20))
+
+
+def test_a_failed_batch_answers_all_its_requests_and_the_engine_goes_on(setup: Setup) -> None:
+    setup.ops.fail = True
+    for servable in setup.tasks:
+        with pytest.raises(EngineError, match="RuntimeError"):
+            setup.engine.submit(servable, setup.encode(TEXTS)).result(30)
+    setup.ops.fail = False
+    answer = setup.engine.submit(setup.tasks[2], setup.encode(TEXTS)).result(30)
+    assert answer.probabilities.shape == (5, 4)
+    setup.engine.check()
+
+
+def test_a_cancelled_request_costs_no_forward(setup: Setup) -> None:
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    cancelled = setup.engine.submit(setup.tasks[1], setup.encode(TEXTS))
+    kept = setup.engine.submit(setup.tasks[2], setup.encode(TEXTS))
+    assert cancelled.cancel()
+    setup.ops.door.set()
+    assert kept.result(30).probabilities.shape == (5, 4)
+    assert [counts for counts, _ in setup.observed.batches] == [{"one": 1}, {"three": 5}]
+    with pytest.raises(CancelledError):
+        cancelled.result(1)
+
+
+def test_close_answers_what_is_queued_and_then_refuses(tiny: tuple[Store, Backbone]) -> None:
+    setup = Setup(tiny[1])
+    answers = [setup.engine.submit(servable, setup.encode(TEXTS)) for servable in setup.tasks]
+    setup.engine.close()
+    assert all(
+        answer.done() and answer.result().probabilities.isfinite().all() for answer in answers
+    )
+    with pytest.raises(EngineError, match="stopped"):
+        setup.engine.submit(setup.tasks[0], setup.encode(TEXTS))
+    with pytest.raises(EngineError, match="dead"):
+        setup.engine.check()
+
+
+def test_a_stuck_forward_fails_the_check(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.engine.check()
+    setup.ops.door.clear()
+    running = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS))
+    assert setup.ops.entered.wait(30)
+    monkeypatch.setattr("serving.engine.STUCK_S", 0.0)
+    with pytest.raises(EngineError, match="in one forward"):
+        setup.engine.check()
+    setup.ops.door.set()
+    assert running.result(30)
+    _wait_until(lambda: setup.engine._state.busy_since is None)
+    setup.engine.check()
+
+
+def test_plans_leave_the_cache_when_it_is_full(tiny: tuple[Store, Backbone]) -> None:
+    encoder = fp32_encoder(tiny[1])
+    overlays = [random_overlay(tiny[1], seed=seed) for seed in range(3)]
+    room = max(plan_bytes(encoder, overlay) for overlay in overlays) * 2
+    cache = PlanCache(encoder, room)
+    plans = [cache.get(str(number), overlay) for number, overlay in enumerate(overlays)]
+    assert cache.bytes <= room
+    assert cache.get("2", overlays[2]) is plans[2]
+    assert cache.get("0", overlays[0]) is not plans[0]
