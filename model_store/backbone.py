@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 TENSORS_FILE = "model.safetensors"
 CONFIG_FILE = "backbone.json"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_SOURCES = (
+    TOKENIZER_FILE,
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Positive = Annotated[int, Field(gt=0)]
@@ -127,9 +134,9 @@ def import_checkpoint(source: str, store: "Store", name: str | None = None) -> "
     safetensors checkpoint with every tensor and a tokenizer in place.
     """
     folder = _checkpoint_folder(source)
+    raw = read_config(folder)
     tensors_in = read_tensors(folder)
     tokenizer, mask_token_id = _read_tokenizer(folder)
-    raw = read_config(folder)
     config = _encoder_config(raw, tensors_in, mask_token_id)
     tensors = canonical_tensors(tensors_in, config.family, config.shapes())
     if config.has_mlm and "mlm.decoder.weight" in tensors:
@@ -198,6 +205,11 @@ def _short_name(source: str) -> str:
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, int | None]:
     from transformers import AutoTokenizer
 
+    # Without this, transformers makes up an empty tokenizer of the config's family.
+    if not any((folder / name).exists() for name in TOKENIZER_SOURCES):
+        raise BackboneError(
+            f"{folder}: no tokenizer; one of these files is needed: {', '.join(TOKENIZER_SOURCES)}"
+        )
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())

@@ -35,7 +35,8 @@ _ROBERTA = _BERT_ENCODER | {
     r"lm_head\.dense\.(weight|bias)": r"mlm.dense.\1",
     r"lm_head\.layer_norm\.(weight|bias)": r"mlm.norm.\1",
     r"lm_head\.decoder\.weight": "mlm.decoder.weight",
-    r"lm_head\.(?:decoder\.)?bias": "mlm.decoder.bias",
+    r"lm_head\.decoder\.bias": "mlm.decoder.bias",
+    r"lm_head\.bias": "mlm.bias",
 }
 # Per family: source name -> our name. Every name is a full-match pattern.
 _NAMES: dict[str, dict[str, str]] = {
@@ -44,7 +45,8 @@ _NAMES: dict[str, dict[str, str]] = {
         r"cls\.predictions\.transform\.dense\.(weight|bias)": r"mlm.dense.\1",
         r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)": r"mlm.norm.\1",
         r"cls\.predictions\.decoder\.weight": "mlm.decoder.weight",
-        r"cls\.predictions\.(?:decoder\.)?bias": "mlm.decoder.bias",
+        r"cls\.predictions\.decoder\.bias": "mlm.decoder.bias",
+        r"cls\.predictions\.bias": "mlm.bias",
     },
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -130,10 +132,13 @@ def canonical_tensors(
         ours = _our_name(name, family)
         if ours is None:
             continue
-        # The MLM bias stands twice in some checkpoints, once as the decoder's: the same numbers.
-        if ours in found and not torch.equal(found[ours], tensor):
-            raise BackboneError(f"tensor {name!r} differs from another tensor for {ours!r}")
+        if ours in found:
+            raise BackboneError(f"tensor {name!r} stands twice, under two names of {ours!r}")
         found[ours] = tensor
+    # The MLM bias stands twice in some checkpoints; the decoder's own is the one that is used.
+    bias = found.pop("mlm.bias", None)
+    if bias is not None:
+        found.setdefault("mlm.decoder.bias", bias)
     tied = found.get("mlm.decoder.weight")
     if tied is not None and torch.equal(tied, found["embeddings.word"]):
         del found["mlm.decoder.weight"]

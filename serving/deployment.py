@@ -79,7 +79,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread.
 
     Raises `ConfigError` before anything is started where the token or the address cannot be used,
-    `ServingError` where the server does not come up or its processes end. A signal ends it normally.
+    `ServingError` where the server does not come up or its processes end. A signal ends it well.
     """
     console = Console(highlight=False)
     token = server_token(config)

@@ -98,7 +98,7 @@ class Metrics:
         )
 
     def prepare(self, task: str) -> None:
-        """Make the series of a loaded task, so that they stand there at 0 before a first request."""
+        """Make the series of a loaded task, so that they are there, at 0, before it is asked."""
         self._requests.labels(task, "200")
         for histogram in self._by_task():
             histogram.labels(task)

@@ -18,7 +18,7 @@ class FakeService:
         self.healthy = True
         self.closed = False
         self.cancelled = 0
-        self.waiting = 0
+        self.waiting = asyncio.Event()
         self._tasks = {
             name: _describe(name, takes_pairs, b"") for name, takes_pairs in _FIRST_TASKS.items()
         }
@@ -65,7 +65,7 @@ class FakeService:
         self.closed = True
 
     async def _wait(self) -> None:
-        self.waiting += 1
+        self.waiting.set()
         try:
             await asyncio.sleep(2)
         except asyncio.CancelledError:

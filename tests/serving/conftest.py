@@ -1,0 +1,72 @@
+"""The application around a fake service, and a way to ask it without a network."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from serving.app import build_app
+from serving.config import ServeConfig
+from serving.metrics import Metrics
+from tests.serving.fake_service import FakeService, open_fake_service
+
+TOKEN = "a-token-for-the-tests"
+
+
+@dataclass(frozen=True)
+class Served:
+    """An application, and what stands behind it."""
+
+    app: ASGIApp
+    service: FakeService
+    metrics: Metrics
+    config: ServeConfig
+
+    def ask(
+        self, method: str, path: str, *, token: str | None = TOKEN, **request: Any
+    ) -> httpx.Response:
+        """One request, with the token unless another or none is given."""
+        headers = dict(request.pop("headers", {}))
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        return asyncio.run(self._ask(method, path, headers, request))
+
+    def predict(self, inputs: object, task: str = "parity") -> httpx.Response:
+        """One predict request."""
+        return self.ask("POST", f"/v1/tasks/{task}/predict", json={"inputs": inputs})
+
+    def count(self, name: str, **labels: str) -> float:
+        """The value of one metric series, 0 where there is none."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def _ask(
+        self, method: str, path: str, headers: dict[str, str], request: dict[str, Any]
+    ) -> httpx.Response:
+        transport = httpx.ASGITransport(app=self.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.request(method, path, headers=headers, **request)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., Served]:
+    """Makes an application; settings go into its config."""
+
+    def make(**settings: Any) -> Served:
+        config = ServeConfig.of(store=tmp_path, **settings)
+        metrics = Metrics()
+        service = open_fake_service(config, metrics)
+        token = TOKEN if config.auth else None
+        return Served(build_app(service, metrics, config, token), service, metrics, config)
+
+    return make
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    """The application with the default settings."""
+    return serve()

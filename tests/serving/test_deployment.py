@@ -1,0 +1,255 @@
+"""The real Ray Serve, HAProxy, processes and signals, around a fake service."""
+
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc  # type: ignore[import-untyped]
+import httpx
+import psutil
+import pytest
+
+from serving import processes
+from serving.config import ServeConfig
+from serving.deployment import environment, run
+from serving.errors import ConfigError
+from tests.running import TOKEN, Server, free_port, running
+from tests.serving.test_api import error_of
+
+
+def fake_server(folder: Path, kind: str = "good") -> list[str | int]:
+    """The arguments that start the server around the fake service, and its port."""
+    port = free_port()
+    return ["-m", "tests.serving.fake_server", str(folder / "store"), str(port), kind]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with two replicas, for the tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("server")
+    command = fake_server(folder, "two")
+    with running([str(part) for part in command], int(command[3]), folder / "log") as started:
+        yield started
+
+
+# --- before anything is started -------------------------------------------------------------------
+
+
+def test_a_taken_port_is_said_before_ray_is_started(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1 port {port}.*--port"):
+            run(ServeConfig(store=tmp_path, port=port))
+    assert psutil.Process().children() == []
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="203.0.113.7"):
+        processes.check_address("203.0.113.7", free_port())
+
+
+def test_everything_that_ray_is_told_is_private(tmp_path: Path) -> None:
+    found = environment(ServeConfig(store=tmp_path), tmp_path)
+    again = environment(ServeConfig(store=tmp_path), tmp_path)
+    assert found["RAY_AUTH_MODE"] == "token"
+    assert len(found["RAY_AUTH_TOKEN"]) == 64
+    assert found["RAY_AUTH_TOKEN"] != again["RAY_AUTH_TOKEN"]
+    assert found["RAY_USAGE_STATS_ENABLED"] == "0"
+    for name, value in found.items():
+        if name.endswith(("_LOC", "_PATH", "_BASE", "_FILE")):
+            assert Path(value).is_relative_to(tmp_path), name
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(3, "3"), (0, None)])
+def test_a_replica_may_use_the_cores(tmp_path: Path, threads: int, expected: str | None) -> None:
+    found = environment(ServeConfig(store=tmp_path, engine_threads=threads), tmp_path)
+    assert int(found["OMP_NUM_THREADS"]) >= 1
+    assert expected in (None, found["OMP_NUM_THREADS"])
+
+
+def test_the_private_folder_is_ours_alone_and_goes() -> None:
+    with processes.private_folder() as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert len(str(folder)) <= 24
+        (folder / "file").touch()
+    assert not folder.exists()
+
+
+def test_ports_for_replicas_are_free() -> None:
+    first = processes.free_ports(20)
+    for port in range(first, first + 20):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+# --- while it runs --------------------------------------------------------------------------------
+
+
+def test_the_printed_line_can_be_pasted(server: Server) -> None:
+    line = next(line for line in server.output.splitlines() if line.startswith("curl "))
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)  # noqa: S602
+    assert '"predictions":[{"label":' in done.stdout
+
+
+def test_the_token_is_printed_and_written_nowhere_else(server: Server) -> None:
+    assert f"/docs?token={TOKEN}" in server.output
+    files = [path for path in server.folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_every_answer_has_one_request_id(server: Server) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}", "x-request-id": "my-id.1"}
+    answer = server.ask("GET", "/v1/tasks", headers=headers)
+    assert answer.headers.get_list("x-request-id") == ["my-id.1"]
+    headers["x-request-id"] = "not mine; at all"
+    answer = server.ask("GET", "/v1/tasks", headers=headers)
+    [made] = answer.headers.get_list("x-request-id")
+    assert made.isalnum()
+
+
+def test_errors_keep_their_shape_through_the_front_door(server: Server) -> None:
+    path = "/v1/tasks/parity/predict"
+    large = b" " * (3 * 1024 * 1024)
+    chunks = (large[start : start + 65536] for start in range(0, len(large), 65536))
+    error_of(server.ask("POST", path, headers={}, json={"inputs": "a"}), 401)
+    error_of(server.predict("nothing", "a"), 404)
+    error_of(server.ask("GET", path), 405)
+    error_of(server.ask("POST", path, content=large), 413)
+    error_of(server.ask("POST", path, content=chunks), 413)
+    error_of(server.ask("POST", path, content=b"{"), 422)
+    error_of(server.predict("parity", "crash"), 500)
+    assert error_of(server.predict("parity", "overload"), 503)["type"] == "overloaded"
+
+
+def test_what_went_wrong_is_in_the_output_under_the_request_id(server: Server) -> None:
+    error = error_of(server.predict("parity", "crash"), 500)
+    while error["request_id"] not in server.output:
+        assert server.process.poll() is None
+        time.sleep(0.1)
+    assert "secret detail of the crash" in server.output
+
+
+def test_nothing_listens_to_other_machines_but_rays_guarded_port(server: Server) -> None:
+    open_ports = [
+        (process.name(), connection.laddr.port)
+        for process in server.descendants()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    ]
+    # Ray lets no one choose the address of the replicas' internal port.
+    assert len(open_ports) <= 2
+    for name, port in open_ports:
+        assert name.startswith("ray::Serve")
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"", timeout=60)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_metrics_are_summed_over_the_replicas(server: Server) -> None:
+    labels = {"task": "pairs", "code": "200"}
+    for _ in range(40):
+        assert server.predict("pairs", [["a", "b"]]).status_code == 200
+    counts = {server.metric("taskbone_requests_total", **labels) for _ in range(10)}
+    assert counts == {40.0}
+    assert server.metric("taskbone_queue_duration_seconds_count", task="pairs") == 40
+
+
+def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{server.address}/v1/tasks/parity/predict",
+            json={"inputs": "wait"},
+            headers={"authorization": f"Bearer {TOKEN}"},
+            timeout=0.5,
+            trust_env=False,
+        )
+    while server.metric("taskbone_requests_total", task="parity", code="499") != 1:
+        assert server.metric("taskbone_requests_total", task="parity", code="200") == 0
+        time.sleep(0.05)
+
+
+def test_a_killed_replica_is_replaced_and_no_request_fails(server: Server) -> None:
+    replicas = [process for process in server.descendants() if "ServeReplica" in process.name()]
+    victim = replicas[0]
+    victim.kill()
+    while len(server.descendants()) and victim.is_running():
+        time.sleep(0.01)
+    answers = {server.predict("pairs", [["a", "b"]]).status_code for _ in range(100)}
+    assert answers == {200}
+
+
+# --- how it ends ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_requests_finish_and_leaves_nothing(tmp_path: Path, kind: int) -> None:
+    command = [str(part) for part in fake_server(tmp_path)]
+    answers: list[httpx.Response] = []
+    with running(command, int(command[3]), tmp_path / "log") as server:
+        folder = server.folder
+        slow = threading.Thread(target=lambda: answers.append(server.predict("parity", "wait")))
+        slow.start()
+        time.sleep(0.5)
+        assert server.stop(kind) == []
+        slow.join()
+    assert [answer.status_code for answer in answers] == [200]
+    assert server.process.returncode == 0
+    assert not folder.exists()
+    assert server.output.rstrip().splitlines()[-1].startswith("Stopping")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", server.port))
+
+
+def test_a_second_signal_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [str(part) for part in fake_server(tmp_path)]
+    failures: list[Exception] = []
+
+    def ask(server: Server) -> None:
+        try:
+            server.predict("parity", "wait")
+        except httpx.HTTPError as error:
+            failures.append(error)
+
+    with running(command, int(command[3]), tmp_path / "log") as server:
+        folder = server.folder
+        slow = threading.Thread(target=ask, args=[server])
+        slow.start()
+        time.sleep(0.5)
+        assert server.stop(signal.SIGINT, signal.SIGINT, signal.SIGINT) == []
+        slow.join()
+    assert len(failures) == 1
+    assert not folder.exists()
+
+
+def test_a_replica_that_cannot_start_ends_the_server_with_its_reason(tmp_path: Path) -> None:
+    command = [str(part) for part in fake_server(tmp_path, "broken")]
+    children = {process.pid for process in psutil.process_iter() if "ray" in process.name()}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "the replicas did not start" in done.stderr
+    assert "the store holds no backbone" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = [
+        process.name()
+        for process in psutil.process_iter()
+        if "ray" in process.name() and process.pid not in children
+    ]
+    assert left == []
