@@ -1,5 +1,6 @@
 """The task file: what a user writes in YAML, with every default. Knows no torch."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -123,7 +124,7 @@ class TaskConfig(Frozen):
         if self.golden is not None:
             return self.golden
         if self.takes_pairs:
-            return tuple(zip(DEFAULT_GOLDEN, DEFAULT_GOLDEN[1:], strict=False))
+            return tuple(pairwise(DEFAULT_GOLDEN))
         return DEFAULT_GOLDEN
 
     @model_validator(mode="after")

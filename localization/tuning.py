@@ -152,7 +152,7 @@ def tune(
 
 
 def batches(encodings: Sequence[Encoding], size: int, seed: int) -> Iterator[list[int]]:
-    """Random batches of row indices, of similar length inside a batch, for equal lengths run together."""
+    """Random batches of row indices, of similar lengths: equal ones run together."""
     generator = random.Random(seed)  # noqa: S311 - not for secrets
     order = list(range(len(encodings)))
     generator.shuffle(order)

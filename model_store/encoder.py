@@ -116,11 +116,7 @@ class Encoder:
         if neurons is not None:
             rows = neurons.to(device=w_in.device, dtype=torch.long)
             w_in, b_in, w_out = w_in[rows], b_in[rows], w_out[rows]
-        return Ffn(
-            self.ops.pack_linear(w_in, b_in, self.config.activation),
-            self.ops.pack_linear(w_out.t(), b_out),
-            len(b_in),
-        )
+        return self.ops.pack_ffn(w_in, b_in, w_out, b_out, self.config.activation)
 
     def verbalizer(self, token_ids: Tensor) -> VerbalizerHead:
         """The MLM decoder's rows of `token_ids [C]`."""

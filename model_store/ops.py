@@ -32,8 +32,6 @@ class Ffn:
 
     inner: Linear
     outer: Linear
-    neurons: int
-    """K; 0 leaves only the outer bias."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,12 @@ class Ops(Protocol):
         """Make `weight [O, I]` and `bias [O]` (in `dtype`, on `device`) ready for `linear`."""
         ...
 
+    def pack_ffn(
+        self, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, activation: Activation
+    ) -> Ffn:
+        """Make `w_in [K, H]`, `b_in [K]`, `w_out [K, H]` and `b_out [H]` ready; K may be 0."""
+        ...
+
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         """`[n, I] -> [n, O]`, activation included."""
         ...
@@ -92,6 +96,11 @@ class TorchOps:
     ) -> Linear:
         return Linear(weight, bias, activation)
 
+    def pack_ffn(
+        self, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, activation: Activation
+    ) -> Ffn:
+        return Ffn(Linear(w_in, b_in, activation), Linear(w_out.t(), b_out))
+
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         rows = len(x)
         if self.dtype == torch.bfloat16 and self.device == "cpu":
@@ -114,12 +123,13 @@ def fast_bf16(device: str) -> bool:
 
 
 def bucket(rows: int) -> int:
-    """`rows` rounded up to one of eight sizes per doubling.
+    """`rows` rounded up to one of four sizes per doubling, 8 at the least.
 
     oneDNN compiles a kernel for every new shape of a matrix product, which takes longer (3 to
-    10 ms) than most products do. Rows are independent, so filling up changes no result.
+    10 ms) than most products do, and keeps about 1 MB for each. Rows are independent, so filling up
+    changes no result.
     """
-    step = max(8, 1 << max(0, (rows - 1).bit_length() - 4))
+    step = max(8, 1 << max(0, (rows - 1).bit_length() - 3))
     return -(-rows // step) * step
 
 

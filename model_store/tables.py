@@ -13,18 +13,19 @@ def show_json(value: Any) -> None:
 
 
 def show_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; nothing is cut where it goes to a file or a program."""
+    """Print a title and a table; nothing is cut where it goes to a file or a program."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*heads, title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(*heads, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
+    console.print(Text(printable(title)))
     console.print(table)
 
 

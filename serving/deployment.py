@@ -31,7 +31,6 @@ OpenService = Callable[[ServeConfig, "Metrics"], "Service"]
 
 NAME = "taskbone"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
-_METRICS = "metrics"
 _LOG = "replicas.log"
 _SPARE_PORTS = 16
 GRACE_S = 20
@@ -48,14 +47,12 @@ def open_service(config: ServeConfig, metrics: "Metrics") -> "Service":
 class Replica:
     """One process that answers requests. Ray makes it, asks for its application and its health."""
 
-    def __init__(self, config: ServeConfig, folder: Path, open_service: OpenService) -> None:
-        # The first import of the metrics decides whether they are summed over replicas.
-        os.environ[METRICS_FOLDER_VARIABLE] = str(folder / _METRICS)
+    def __init__(self, config: ServeConfig, log: Path, open_service: OpenService) -> None:
         from serving.app import build_app
         from serving.metrics import Metrics
 
         logging.basicConfig(
-            filename=folder / _LOG,
+            filename=log,
             level=logging.WARNING,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
@@ -161,7 +158,8 @@ def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> Non
     """Start the replicas; return when all have loaded what they need."""
     from ray import serve
 
-    (folder / _METRICS).mkdir()
+    metrics_folder = folder / "metrics"
+    metrics_folder.mkdir()
     (folder / _LOG).touch()
     deployment = serve.deployment(
         name=NAME,
@@ -169,8 +167,12 @@ def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> Non
         # The engine's queue decides what is too much.
         max_ongoing_requests=1_000_000,
         max_queued_requests=-1,
-        # Replicas share the cores: the engine says how many threads it takes.
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={
+            # Replicas share the cores: the engine says how many threads it takes.
+            "num_cpus": 0,
+            # For the replicas alone: Ray's own processes would write their metrics there too.
+            "runtime_env": {"env_vars": {METRICS_FOLDER_VARIABLE: str(metrics_folder)}},
+        },
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.1,
@@ -178,7 +180,7 @@ def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> Non
         health_check_timeout_s=30,
         logging_config=_QUIET,
     )(serve.ingress()(Replica))
-    application = deployment.bind(config, folder, open_service)
+    application = deployment.bind(config, folder / _LOG, open_service)
     try:
         serve.run(application, name=NAME, route_prefix="/")
     except RuntimeError as error:

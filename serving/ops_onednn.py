@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_store.backbone import Activation
-from model_store.ops import Linear, Norm, Run, bucket, torch_attention
+from model_store.ops import Ffn, Linear, Norm, Run, bucket, torch_attention
 
 ROWS_EXPECTED = 256
 """What oneDNN is told to choose a weight layout for; the layouts differ little above 64 rows."""
+
+NEURONS = 64
+"""Neuron counts are filled up to a multiple of this, so that tasks share oneDNN's kernels."""
 
 # oneDNN's name for an activation, and for its algorithm.
 _FUSED: dict[Activation | None, tuple[str, str]] = {
@@ -34,16 +37,22 @@ class OneDnnOps:
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
     ) -> Linear:
-        """Pack a `[O, I]` weight; one without rows or columns (no neuron kept) stays as it is."""
-        if not weight.numel():
-            return Linear(weight, bias, activation)
+        """Pack a `[O, I]` weight."""
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_EXPECTED)
         return Linear(packed, bias, activation)
 
+    def pack_ffn(
+        self, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, activation: Activation
+    ) -> Ffn:
+        """Pack K neurons; those that fill up to a multiple of `NEURONS` add nothing."""
+        spare = max(NEURONS, -(-len(w_in) // NEURONS) * NEURONS) - len(w_in)
+        return Ffn(
+            self.pack_linear(F.pad(w_in, (0, 0, 0, spare)), F.pad(b_in, (0, spare)), activation),
+            self.pack_linear(F.pad(w_out, (0, 0, 0, spare)).t(), b_out),
+        )
+
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         """`[n, I] -> [n, O]`, activation fused; n is filled up to a `bucket` meanwhile."""
-        if not linear.weight.is_mkldnn:
-            return F.linear(x, linear.weight, linear.bias)
         rows = len(x)
         size = bucket(rows)
         if size != rows:

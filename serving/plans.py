@@ -32,6 +32,6 @@ class PlanCache:
 
 
 def plan_bytes(encoder: Encoder, overlay: Overlay) -> int:
-    """Memory of an overlay's slices: W_in and W_out rows of every kept neuron."""
+    """Memory of an overlay's slices: W_in and W_out rows of every kept neuron, nearly."""
     kept = sum(map(len, overlay.neurons))
     return kept * (2 * encoder.config.hidden + 1) * encoder.ops.dtype.itemsize

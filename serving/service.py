@@ -31,6 +31,9 @@ from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
 GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}
 """Largest difference of a golden probability from its fp32 value, by the engine's precision."""
 
+WARM_LENGTHS = range(8, 65, 8)
+"""Tokens of the sequences that a server tries before it is ready."""
+
 LONG_TEXT = 20_000
 """Characters from which tokenizing would hold up the event loop, and goes to a thread."""
 
@@ -81,14 +84,16 @@ class Service:
         return service
 
     def warm_up(self) -> None:
-        """Build the plans of all tasks and run each once, alone and together."""
-        futures = []
+        """Build the plans, and run every task at the usual lengths: a shape's first time is slow.
+
+        What is compiled for one task serves others too, so this is bounded whatever their number.
+        """
         for task in self._tasks.all():
-            encodings = task.texts.encode([golden.input for golden in task.manifest.golden])
-            futures += [self._engine.submit(task.servable, [encoding]) for encoding in encodings]
-            futures[-1].result()
-        for future in futures:
-            future.result()
+            (one,) = task.texts.encode([task.manifest.golden[0].input])
+            for length in WARM_LENGTHS:
+                words = one.token_ids * length
+                encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
+                self._engine.submit(task.servable, [encoding]).result()
 
     async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer:
         """Answer all inputs. Raises `ServingError`s that say whose fault it is."""

@@ -1,7 +1,5 @@
 """What all tests share."""
 
-from pathlib import Path
-
 import pytest
 import torch
 

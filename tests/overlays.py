@@ -10,7 +10,7 @@ from model_store import artifact
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone, import_checkpoint, load_backbone
 from model_store.encoder import Encoder, LinearHead
-from model_store.manifest import Golden, Manifest
+from model_store.manifest import Golden, Manifest, TextInput
 from model_store.ops import TorchOps
 from model_store.store import Store
 from tests.reference import small_checkpoint
@@ -42,7 +42,7 @@ def random_overlay(
     pairs: bool = False,
     **changes: Any,
 ) -> Overlay:
-    """An overlay of random numbers whose golden inputs are right; `changes` go into the manifest."""
+    """Random numbers with right golden inputs; `changes` go into the manifest."""
     generator = torch.Generator().manual_seed(seed)
     config = backbone.config
     neurons = tuple(
@@ -56,7 +56,7 @@ def random_overlay(
     prompt = None
     if prompt_tokens:
         prompt = torch.randn(prompt_tokens, config.embedding, generator=generator)
-    inputs = ((GOLDEN[0], GOLDEN[1]),) if pairs else GOLDEN
+    inputs: tuple[TextInput, ...] = ((GOLDEN[0], GOLDEN[1]),) if pairs else GOLDEN
     blank = tuple(Golden(input=item, scores=(0.0,) * len(labels)) for item in inputs)
     record: dict[str, Any] = {
         "task": task,

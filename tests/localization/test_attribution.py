@@ -1,7 +1,6 @@
 """Scores against their definition: gate gradients, finite differences, and plain loops."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ TEXTS = ["the film was good", "a", "what is the new bank card ?"]
 @pytest.fixture(params=["cls", "mean"])
 def setup(
     request: pytest.FixtureRequest, tiny: tuple[Store, Backbone]
-) -> Iterator[tuple[Network, Tuned, Examples]]:
+) -> tuple[Network, Tuned, Examples]:
     read: Read = request.param
     backbone = tiny[1]
     network = Network(Encoder(backbone.config, backbone.tensors, TorchOps()), read, None)
@@ -31,7 +30,7 @@ def setup(
         weight=torch.randn(2, backbone.config.hidden, generator=torch.Generator().manual_seed(1)),
     )
     encodings = InputEncoder(backbone.tokenizer, backbone.config, ["{text}"], 32).encode(TEXTS)
-    yield network, tuned, Examples(encodings, torch.tensor([0, 1, 1]))
+    return network, tuned, Examples(encodings, torch.tensor([0, 1, 1]))
 
 
 def _gate_gradients(network: Network, tuned: Tuned, examples: Examples) -> torch.Tensor:
@@ -73,7 +72,7 @@ def test_reductions_over_tokens_agree_with_one_another(
 
 @pytest.mark.parametrize("setup", ["cls"], indirect=True)
 def test_attribution_is_activation_times_gradient(setup: tuple[Network, Tuned, Examples]) -> None:
-    """With one token read and one row, the last layer has one row: no reduction blurs the product."""
+    """With one token read and one row, the last layer has one row: nothing is reduced."""
     network, tuned, examples = setup
     scores = {
         kind: row_scores(network, tuned, examples, [0], AttributionConfig(score=kind, signed=True))[

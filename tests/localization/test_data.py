@@ -56,7 +56,7 @@ def test_two_columns_give_pairs(tmp_path: Path) -> None:
 
 
 def test_a_hugging_face_data_set_is_read_by_its_id(tmp_path: Path) -> None:
-    """A folder in the hub's layout stands for a data set of the hub: the same library reads both."""
+    """A folder in the hub's layout stands for a data set of the hub: one library reads both."""
     folder = tmp_path / "org" / "films"
     folder.mkdir(parents=True)
     for split in ("train", "test"):

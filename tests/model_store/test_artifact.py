@@ -1,5 +1,6 @@
 """Artifacts: what is written is read again, and every fault is refused by its name."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -211,13 +212,13 @@ def test_any_changed_byte_is_refused_or_read(
     changed = (
         bytes(data[:index]) if cut else bytes(data[:index] + bytes([value]) + data[index + 1 :])
     )
-    try:
+    overlay = None
+    with contextlib.suppress(ModelStoreError):
         overlay = _read(changed, backbone)
-    except ModelStoreError as error:
-        assert str(error)
-    else:
+    if overlay is not None:
         assert len(overlay.neurons) == backbone.config.layers
         assert read_header(changed)[0] == overlay.manifest
+    assert overlay is None or not cut
 
 
 def test_the_schema_is_the_manifests_own() -> None:

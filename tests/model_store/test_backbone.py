@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from tests.reference import FAMILIES, save_tokenizer, small_checkpoint
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Iterator[Path]:
-    yield small_checkpoint(tmp_path / "checkpoint", "bert").folder
+def checkpoint(tmp_path: Path) -> Path:
+    return small_checkpoint(tmp_path / "checkpoint", "bert").folder
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_sharded_checkpoint_is_the_same_backbone(checkpoint: Path, store: Stor
     whole = import_checkpoint(str(checkpoint), Store(store.root.parent / "other"))
     tensors = load_file(checkpoint / "model.safetensors")
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2])):
         file = f"model-{number}.safetensors"
         save_file({name: tensors[name] for name in part}, checkpoint / file)

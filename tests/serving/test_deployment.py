@@ -46,13 +46,13 @@ def test_a_taken_port_is_said_before_ray_is_started(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1 port {port}.*--port"):
+        with pytest.raises(ConfigError, match=f"port {port}"):
             run(ServeConfig(store=tmp_path, port=port))
     assert psutil.Process().children() == []
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="203.0.113.7"):
+    with pytest.raises(ConfigError, match=r"203\.0\.113\.7"):
         processes.check_address("203.0.113.7", free_port())
 
 
@@ -167,6 +167,10 @@ def test_metrics_are_summed_over_the_replicas(server: Server) -> None:
 
 
 def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:
+    def answered() -> float:
+        return server.metric("taskbone_requests_total", task="parity", code="200")
+
+    before = answered()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{server.address}/v1/tasks/parity/predict",
@@ -176,7 +180,8 @@ def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:
             trust_env=False,
         )
     while server.metric("taskbone_requests_total", task="parity", code="499") != 1:
-        assert server.metric("taskbone_requests_total", task="parity", code="200") == 0
+        # A prediction that is not cancelled is answered after 2 s.
+        assert answered() == before
         time.sleep(0.05)
 
 

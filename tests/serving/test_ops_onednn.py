@@ -18,7 +18,7 @@ from tests.overlays import random_overlay
 @given(st.integers(1, 100_000))
 def test_buckets_hold_the_rows_and_waste_little(rows: int) -> None:
     size = bucket(rows)
-    assert rows <= size <= max(rows + 7, rows * 1.13)
+    assert rows <= size <= max(rows + 7, rows * 1.25)
     assert bucket(size) == size
 
 
@@ -47,9 +47,9 @@ def test_linear_equals_torch(
 
 def test_a_layer_without_neurons_leaves_the_bias() -> None:
     ops = OneDnnOps()
-    inner = ops.pack_linear(torch.zeros(0, 8).bfloat16(), torch.zeros(0).bfloat16(), "gelu")
-    outer = ops.pack_linear(torch.zeros(8, 0).bfloat16(), torch.ones(8).bfloat16())
-    y = ops.linear(ops.linear(torch.randn(3, 8).bfloat16(), inner), outer)
+    none, bias = torch.zeros(0, 8).bfloat16(), torch.ones(8).bfloat16()
+    ffn = ops.pack_ffn(none, none[:, 0], none, bias, "gelu")
+    y = ops.linear(ops.linear(torch.randn(3, 8).bfloat16(), ffn.inner), ffn.outer)
     assert torch.equal(y, torch.ones(3, 8).bfloat16())
 
 

@@ -1,0 +1,113 @@
+"""Serves the ready-made tasks from one backbone and shows them answering, until Ctrl-C.
+
+python examples/demo.py
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from examples.ready_made import prepare  # noqa: E402 - found through the line above
+from model_store.store import Store  # noqa: E402
+from serving.config import ServeConfig, server_token  # noqa: E402
+
+# One input of our own per ready-made task; a pair for the task that compares two sentences.
+QUESTIONS: dict[str, str | list[str]] = {
+    "sst2": "A warm, funny film that I did not want to end.",
+    "agnews": "The central bank raised interest rates for the third time this year.",
+    "trec6": "Who built the first bridge over the river ?",
+    "sms_spam": "Congratulations! You have won a cruise. Reply YES to claim your prize now.",
+    "banking77": "The machine kept my card, what shall I do?",
+    "mrpc": ["The shop will open at nine on Friday .", "On Friday , the shop opens at nine ."],
+}
+
+
+def main() -> int:
+    """Prepare, serve, ask, wait."""
+    console = Console()
+    folder = Path(os.environ.get("TASKBONE_STORE", ROOT / ".taskbone"))
+    port = int(os.environ.get("TASKBONE_PORT", "8000"))
+    with console.status("Preparing the store: one backbone, and the ready-made tasks ..."):
+        names = prepare(Store(folder))
+    config = ServeConfig(store=folder, port=port)
+    command = ["serve", "--store", str(folder), "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-m", "taskbone", *command], cwd=ROOT)
+    try:
+        if wait_until_ready(server, port):
+            show_answers(console, port, server_token(config) or "", names)
+            console.print("Ctrl-C stops the server.")
+        return server.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to the server, too
+        return wait_for_end(server)
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+            wait_for_end(server)
+
+
+def wait_until_ready(server: "subprocess.Popen[bytes]", port: int) -> bool:
+    """Whether the server is ready; False once it has ended."""
+    while server.poll() is None:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+                # Its own first lines come before ours.
+                time.sleep(1)
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    return False
+
+
+def show_answers(console: Console, port: int, token: str, names: list[str]) -> None:
+    """Ask every ready-made task its question, and print the answers as a table."""
+    table = Table(title="Every task, answered from one backbone in one process")
+    for column in ("task", "input", "answer"):
+        table.add_column(column)
+    table.add_column("score", justify="right")
+    table.add_column("ms", justify="right")
+    for name in names:
+        question = QUESTIONS.get(name)
+        if question is None:
+            continue
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/v1/tasks/{name}/predict",
+            json={"inputs": question if isinstance(question, str) else [question]},
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=30,
+        )
+        answer.raise_for_status()
+        body = answer.json()
+        best = body["predictions"][0]
+        shown = question if isinstance(question, str) else " / ".join(question)
+        table.add_row(
+            name,
+            shown,
+            best["label"],
+            f"{best['score']:.2f}",
+            f"{body['timings_ms']['total']:.1f}",
+        )
+    console.print(table)
+
+
+def wait_for_end(server: "subprocess.Popen[bytes]") -> int:
+    """The server's exit status, however often Ctrl-C is pressed."""
+    while True:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())
