@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test bench
+.PHONY: help setup run check test bench schema
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,6 +40,9 @@ ifneq ($(DATA),)
 else
 	@echo "The quality benchmark needs the data sets: make bench DATA=folder"
 endif
+
+schema: setup ## Write the manifest's JSON Schema again after a change of the format
+	$(IN_VENV) model_store.manifest > docs/artifact-manifest.schema.json
 
 # torch comes first and by itself, so that the tested version is settled before anything that would
 # take any; the last package brings the encoder of the demo and the tests, and its own dependency is

@@ -14,7 +14,7 @@ from model_store.commands import json_option, store_commands, store_option
 from model_store.errors import ModelStoreError
 from model_store.manifest import TextInput
 from model_store.store import Store
-from model_store.tables import shortened, show_json, show_table
+from model_store.tables import shortened, show_json, show_table, working
 from serving.config import TOKEN_FILE, ServeConfig, server_token
 from serving.errors import ServingError
 
@@ -219,9 +219,10 @@ def evaluate(
     """
     from localization.commands import evaluate_file
 
-    number, labels, found = evaluate_file(
-        file, store=store, task=task, version=version, text=text, label=label, device=device
-    )
+    with working(f"Asking {task} about the rows of {file.name}"):
+        number, labels, found = evaluate_file(
+            file, store=store, task=task, version=version, text=text, label=label, device=device
+        )
     if as_json:
         figures = {"rows": found.rows, "accuracy": found.accuracy, "macro_f1": found.macro_f1}
         f1 = dict(zip(labels, found.f1, strict=True))

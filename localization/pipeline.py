@@ -281,22 +281,28 @@ def _finish(
         ("dense", dense, whole),
         ("localized", chosen.tuned, chosen.neurons),
     )
-    job.report.note("measuring")
     for network, tuned, neurons in results:
-        figures = _measure(job, tuned, neurons, job.validation)
+        progress = job.report.step(f"test {network}")
+        figures = _measure(job, tuned, neurons, job.validation, progress)
         measured += _measurements(network, "validation", figures)
         if len(dataset.test):
             rows = _examples(job.config, job.backbone, job.labels, dataset.test)
-            test[network] = _measure(job, tuned, neurons, rows)
+            test[network] = _measure(job, tuned, neurons, rows, progress)
             measured += _measurements(network, "test", test[network])
     overlay = _overlay(job, dataset, chosen, tuple(measured), command)
     return Localized(overlay, dense, trials, test)
 
 
-def _measure(job: Job, tuned: Tuned, neurons: Sequence[Tensor], examples: Examples) -> Evaluation:
+def _measure(
+    job: Job,
+    tuned: Tuned,
+    neurons: Sequence[Tensor],
+    examples: Examples,
+    progress: Progress,
+) -> Evaluation:
     plan = job.exact.plan(tuned, neurons)
-    predicted = predict(job.exact.encoder, plan, examples.encodings).argmax(dim=1)
-    return evaluate(predicted, examples.classes, len(job.labels))
+    scores = predict(job.exact.encoder, plan, examples.encodings, progress)
+    return evaluate(scores.argmax(dim=1), examples.classes, len(job.labels))
 
 
 def _measurements(

@@ -21,6 +21,10 @@ Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all and a short text."""
 
 
+def no_progress(done: int, total: int, text: str) -> None:
+    """For who does not watch."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """Rows ready for the encoder: tokens, and class indices `[B]`."""
@@ -173,7 +177,9 @@ def _loss(encoder: Encoder, plan: Plan, examples: Examples, rows: Sequence[int])
     return F.cross_entropy(logits, targets.to(logits.device))
 
 
-def predict(encoder: Encoder, plan: Plan, encodings: Sequence[Encoding]) -> Tensor:
+def predict(
+    encoder: Encoder, plan: Plan, encodings: Sequence[Encoding], progress: Progress = no_progress
+) -> Tensor:
     """Class probabilities `[B, C]` in fp32 on the CPU, in the order of `encodings`."""
     order = sorted(range(len(encodings)), key=lambda row: len(encodings[row].token_ids))
     parts, rows = [], []
@@ -185,6 +191,7 @@ def predict(encoder: Encoder, plan: Plan, encodings: Sequence[Encoding]) -> Tens
             batch = pack([Item(encodings[row], 0) for row in group], [plan.layout])
             parts.append(encoder.forward(batch, [plan])[0].softmax(dim=1).cpu())
             rows += [group[index] for index in batch.order]
+            progress(len(rows), len(order), "rows")
     packed = torch.cat(parts)
     result = torch.empty_like(packed)
     result[rows] = packed

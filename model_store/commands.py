@@ -9,7 +9,7 @@ import click
 
 from model_store.manifest import Manifest, read_header
 from model_store.store import Store, VersionInfo
-from model_store.tables import shortened, show_json, show_table, size
+from model_store.tables import shortened, show_json, show_table, size, working
 
 
 def _as_store(context: click.Context, parameter: click.Parameter, value: str) -> Store:
@@ -94,7 +94,8 @@ def store_add_backbone(source: str, name: str | None, store: Store, as_json: boo
     """
     from model_store.backbone import import_checkpoint
 
-    info = import_checkpoint(source, store, name)
+    with working(f"Taking in {source}"):
+        info = import_checkpoint(source, store, name)
     if as_json:
         show_json(vars(info))
     else:
@@ -125,7 +126,10 @@ def store_publish(files: tuple[Path, ...], activate: bool, store: Store, as_json
     """
     from model_store.verification import check_file
 
-    checked = [check_file(file, store) for file in files]
+    checked = []
+    for file in files:
+        with working(f"Checking {file.name}"):
+            checked.append(check_file(file, store))
     infos = [store.publish(artifact, activate=activate) for artifact in checked]
     if as_json:
         show_json([vars(info) for info in infos])

@@ -6,6 +6,7 @@ format text is `docs/artifact-format.md`; the JSON Schema beside it is generated
 
 import json
 import re
+import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -239,3 +240,7 @@ def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, 
             f"not an artifact: the safetensors metadata has no {METADATA_KEY!r} entry"
         )
     return Manifest.from_json(text), tensors
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")

@@ -1,7 +1,8 @@
 """How commands print: JSON for programs, tables for people. Knows nothing of what is printed."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -27,6 +28,15 @@ def show_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) 
         console.width = 200
     console.print(Text(printable(title)))
     console.print(table)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on the error stream that something is being done that takes seconds."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{printable(text)} ..."):
+        yield
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -5,7 +5,6 @@ queue -> an answer with its timings.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
 from model_store.encoder import Encoder
 from model_store.errors import ArtifactError, InputError, NotFoundError
-from model_store.manifest import TextInput, read_header
+from model_store.manifest import TextInput, VerifiedArtifact
 from model_store.ops import Ops, TorchOps, fast_bf16
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
@@ -132,20 +131,11 @@ class Service:
         Gives whether it is a new version; False: these very bytes were there already. Raises
         `ModelStoreError`s that name what is wrong, with nothing changed.
         """
-        manifest, _ = read_header(data)
-        if manifest.task != task:
-            raise ArtifactError(f"the artifact is of task {manifest.task!r}, not of {task[:80]!r}")
-        fingerprint = self._backbone.fingerprint
-        overlay = artifact.read(data, self._backbone.config, fingerprint)
-        digest = hashlib.sha256(data).hexdigest()
-        candidate = load_task(
-            self._backbone, overlay, VersionInfo(task, 0, digest, "", len(data), False)
-        )
+        verified, candidate = await asyncio.to_thread(self._candidate, task, data)
         await self._check_golden(candidate)
-        verified = artifact.verify(data, self._backbone.config, fingerprint)
         known = await asyncio.to_thread(self._digests, task)
         await asyncio.to_thread(self._store.publish, verified)
-        return self._tasks.get(task).info, digest not in known
+        return self._tasks.get(task).info, verified.digest not in known
 
     def check(self) -> None:
         """Raise `EngineError` where the engine is dead or stuck."""
@@ -169,6 +159,18 @@ class Service:
             return await asyncio.to_thread(loaded.texts.encode, inputs)
         except InputError as error:
             raise InvalidInputError(str(error)) from None
+
+    def _candidate(self, task: str, data: bytes) -> tuple[VerifiedArtifact, LoadedTask]:
+        """Everything about an artifact that can be checked without running it."""
+        config, fingerprint = self._backbone.config, self._backbone.fingerprint
+        verified = artifact.verify(data, config, fingerprint)
+        if verified.manifest.task != task:
+            raise ArtifactError(
+                f"the artifact is of task {verified.manifest.task!r}, not of {task[:80]!r}"
+            )
+        overlay = artifact.read(data, config, fingerprint)
+        version = VersionInfo(task, 0, verified.digest, "", len(data), False)
+        return verified, load_task(self._backbone, overlay, version)
 
     async def _check_golden(self, candidate: LoadedTask) -> None:
         golden = candidate.manifest.golden

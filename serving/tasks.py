@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from model_store import artifact
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
-from model_store.errors import BackboneMismatchError, ModelStoreError
+from model_store.errors import BackboneMismatchError, ModelStoreError, StoreError
 from model_store.manifest import Manifest
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import InputEncoder
@@ -48,6 +48,7 @@ class TaskTable:
         self._tasks: dict[str, LoadedTask] = {}
         # Versions that cannot be served, so that each is reported once.
         self._refused: set[str] = set()
+        self._complaint = ""
 
     def get(self, name: str) -> LoadedTask:
         """The active version of a task. Raises `UnknownTaskError` that lists what there is."""
@@ -64,10 +65,20 @@ class TaskTable:
         return [self._tasks[name] for name in sorted(self._tasks)]
 
     def _refresh(self) -> None:
-        token = self._store.state_token()
-        if token == self._token:
+        try:
+            token = self._store.state_token()
+            if token == self._token:
+                return
+            active = self._store.tasks()
+        except StoreError as error:
+            # What was loaded goes on being served while someone repairs the store.
+            if not self._tasks:
+                raise
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.error("the store cannot be read; serving what was loaded: %s", error)
             return
-        active = self._store.tasks()
+        self._complaint = ""
         tasks: dict[str, LoadedTask] = {}
         for name, info in active.items():
             known = self._tasks.get(name)

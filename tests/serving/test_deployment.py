@@ -213,8 +213,7 @@ def test_a_signal_lets_requests_finish_and_leaves_nothing(tmp_path: Path, kind: 
     assert server.process.returncode == 0
     assert not folder.exists()
     assert server.output.rstrip().splitlines()[-1].startswith("Stopping")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", server.port))
+    processes.check_address("127.0.0.1", server.port)
 
 
 def test_a_second_signal_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
