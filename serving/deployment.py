@@ -104,7 +104,6 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
 def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
     """The variables that Ray reads when it is imported or started."""
     block = processes.free_ports(config.replicas + _SPARE_PORTS)
-    threads = config.engine_threads or len(os.sched_getaffinity(0))
     return haproxy.environment(folder) | {
         # Requests are parsed and answered on the replica's own event loop, and not through a queue.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -123,7 +122,7 @@ def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
         # Ray would let every other process of the machine go first.
         "RAY_worker_niceness": "0",
         # Ray would set it to 1 for replicas, which reserve no core.
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(config.threads),
     }
 
 

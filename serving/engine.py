@@ -66,6 +66,7 @@ class _Request:
     """A submitted request; touched by the engine thread alone once it is queued."""
 
     servable: Servable
+    observed: bool
     answer: "Future[EngineAnswer]"
     submitted: float
     missing: int
@@ -104,7 +105,7 @@ class Engine:
         max_queued_tokens: int,
         threads: int,
     ) -> None:
-        """`threads`: cores for one forward, 0 for all that torch would use."""
+        """`threads`: of one forward."""
         self._encoder = encoder
         self._plans = plans
         self._observer = observer
@@ -115,9 +116,12 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="taskbone-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, servable: Servable, encodings: Sequence[Encoding]) -> "Future[EngineAnswer]":
+    def submit(
+        self, servable: Servable, encodings: Sequence[Encoding], *, observed: bool = True
+    ) -> "Future[EngineAnswer]":
         """Queue a request; its future gets exactly one answer, and cancelling it frees its place.
 
+        The observer hears nothing of a request that is not `observed`: the server's own trials.
         Raises `OverloadedError` where the queue is full, `TooLargeError` where the request could
         never fit, `EngineError` where the engine is closed or dead.
         """
@@ -131,7 +135,7 @@ class Engine:
             )
         answer: Future[EngineAnswer] = Future()
         request = _Request(
-            servable, answer, time.perf_counter(), len(encodings), [None] * len(encodings)
+            servable, observed, answer, time.perf_counter(), len(encodings), [None] * len(encodings)
         )
         with self._state.lock:
             if self._state.closing or not self._thread.is_alive():
@@ -163,8 +167,8 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        if self._threads:  # OpenMP keeps this per thread, so it is set in the one that computes
-            torch.set_num_threads(self._threads)
+        # OpenMP keeps this per thread, so it is set in the one that computes.
+        torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while True:
                 sequences = self._take()
@@ -237,10 +241,12 @@ class Engine:
             result[index] = row
         counts: dict[str, int] = {}
         for sequence in sequences:
-            task = sequence.request.servable.task
-            counts[task] = counts.get(task, 0) + 1
-        tokens = batch.segments[-1].rows.stop
-        self._observer.batch(counts, tokens, time.perf_counter() - started)
+            if sequence.request.observed:
+                task = sequence.request.servable.task
+                counts[task] = counts.get(task, 0) + 1
+        if counts:
+            tokens = batch.segments[-1].rows.stop
+            self._observer.batch(counts, tokens, time.perf_counter() - started)
         return result
 
 

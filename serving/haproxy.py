@@ -26,11 +26,13 @@ set -e
 # Without the status and metrics pages, which Ray opens to every interface without a password;
 # without access logs, which would send every path to UDP port 514; without the fallback to Ray's
 # slow proxy, whose errors are not in our shape. Where no replica is left, the error page answers.
-# Ray adds a second x-request-id to answers: only the application's stays.
+# Without splicing: with it, HAProxy does not notice a client that hangs up while it waits. Ray adds a
+# second x-request-id to answers: only the application's stays.
 sed -i \\
   -e '/^frontend prometheus/,/^    no log/d' \\
   -e '/^listen stats/,$d' \\
   -e '/^ *log /d' -e '/^ *option httplog/d' -e '/^ *option log-health-checks/d' \\
+  -e '/^ *option splice-/d' \\
   -e '/ check backup$/d' \\
   -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {error_page}#' \\
   -e 's#http-request return status 404 .*#http-request deny deny_status 503#' \\

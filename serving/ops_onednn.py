@@ -56,8 +56,9 @@ class OneDnnOps:
         rows = len(x)
         size = bucket(rows)
         if size != rows:
-            filled = x.new_zeros(size, x.shape[1])
+            filled = x.new_empty(size, x.shape[1])
             filled[:rows] = x
+            filled[rows:] = 0
             x = filled
         name, algorithm = _FUSED[linear.activation]
         y: Tensor = torch.ops.mkldnn._linear_pointwise(

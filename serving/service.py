@@ -55,7 +55,7 @@ class Service:
             metrics,
             max_batch_tokens=config.max_batch_tokens,
             max_queued_tokens=config.max_queued_tokens,
-            threads=config.engine_threads,
+            threads=config.threads,
         )
         self._tasks = TaskTable(store, backbone, metrics.prepare)
 
@@ -92,7 +92,7 @@ class Service:
             for length in WARM_LENGTHS:
                 words = one.token_ids * length
                 encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
-                self._engine.submit(task.servable, [encoding]).result()
+                self._engine.submit(task.servable, [encoding], observed=False).result()
 
     async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer:
         """Answer all inputs. Raises `ServingError`s that say whose fault it is."""
@@ -175,7 +175,9 @@ class Service:
     async def _check_golden(self, candidate: LoadedTask) -> None:
         golden = candidate.manifest.golden
         encodings = candidate.texts.encode([item.input for item in golden])
-        answer = await asyncio.wrap_future(self._engine.submit(candidate.servable, encodings))
+        answer = await asyncio.wrap_future(
+            self._engine.submit(candidate.servable, encodings, observed=False)
+        )
         expected = torch.tensor([item.scores for item in golden])
         tolerance = GOLDEN_TOLERANCE[self._encoder.ops.dtype]
         artifact.compare_golden(candidate.manifest, answer.probabilities, expected, tolerance)

@@ -151,6 +151,12 @@ def test_a_full_queue_refuses_and_recovers(setup: Setup) -> None:
     assert setup.engine.submit(setup.tasks[0], setup.encode(TEXTS)).result(30)
 
 
+def test_the_servers_own_trials_are_not_observed(setup: Setup) -> None:
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS), observed=False).result(30)
+    setup.engine.submit(setup.tasks[1], setup.encode(TEXTS)).result(30)
+    assert [counts for counts, _ in setup.observed.batches] == [{"two": 5}]
+
+
 def test_a_request_that_never_fits_is_too_large(setup: Setup) -> None:
     with pytest.raises(TooLargeError, match="400"):
         setup.engine.submit(setup.tasks[0], setup.encode(TEXTS * 20))
