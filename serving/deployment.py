@@ -93,10 +93,8 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
                 tasks = startup.wait_until_ready(config, token)
             startup.show(console, config, token, tasks)
             _watch(folder / _LOG)
-        except KeyboardInterrupt:
-            console.print(
-                "Stopping: finishing the requests under way. Ctrl-C again to stop at once."
-            )
+        except KeyboardInterrupt as received:
+            console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
         finally:
             _stop(signals)
 

@@ -145,4 +145,4 @@ class Signals:
     def _receive(self, kind: int, frame: FrameType | None) -> None:
         if self._allowed:
             self._allowed = False
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(signal.Signals(kind).name)

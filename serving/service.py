@@ -30,8 +30,8 @@ from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
 GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}
 """Largest difference of a golden probability from its fp32 value, by the engine's precision."""
 
-WARM_LENGTHS = range(8, 65, 8)
-"""Tokens of the sequences that a server tries before it is ready."""
+WARM_STEP, WARM_UP_TO = 8, 64
+"""Lengths, in tokens, of the sequences that a server tries before it is ready."""
 
 LONG_TEXT = 20_000
 """Characters from which tokenizing would hold up the event loop, and goes to a thread."""
@@ -89,7 +89,7 @@ class Service:
         """
         for task in self._tasks.all():
             (one,) = task.texts.encode([task.manifest.golden[0].input])
-            for length in WARM_LENGTHS:
+            for length in range(WARM_STEP, min(WARM_UP_TO, task.info.max_tokens) + 1, WARM_STEP):
                 words = one.token_ids * length
                 encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
                 self._engine.submit(task.servable, [encoding], observed=False).result()

@@ -212,7 +212,7 @@ def test_a_signal_lets_requests_finish_and_leaves_nothing(tmp_path: Path, kind: 
     assert [answer.status_code for answer in answers] == [200]
     assert server.process.returncode == 0
     assert not folder.exists()
-    assert server.output.rstrip().splitlines()[-1].startswith("Stopping")
+    assert server.output.rstrip().splitlines()[-1].startswith(signal.Signals(kind).name)
     processes.check_address("127.0.0.1", server.port)
 
 

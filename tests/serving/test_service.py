@@ -1,0 +1,230 @@
+"""The service without HTTP: right answers, registration in every outcome, a changing store."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from model_store import artifact
+from model_store.artifact import Overlay, probabilities
+from model_store.backbone import Backbone
+from model_store.errors import ArtifactError, BackboneMismatchError, GoldenMismatchError
+from model_store.manifest import METADATA_KEY, TextInput
+from model_store.store import Store
+from serving.config import ServeConfig
+from serving.errors import ConfigError, InvalidInputError, TooLargeError, UnknownTaskError
+from serving.metrics import Metrics
+from serving.service import Service
+from tests.overlays import fp32_encoder, random_artifact, random_overlay, small_backbone
+
+TEXTS: list[TextInput] = ["the film was good", "a", "what is my new bank card ?"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Store, Backbone]:
+    """A store with two tasks, one of them on pairs."""
+    store, backbone = small_backbone(tmp_path)
+    _publish(store, backbone, random_overlay(backbone, "mood"))
+    _publish(store, backbone, random_overlay(backbone, "same", pairs=True, labels=("no", "yes")))
+    return store, backbone
+
+
+def _publish(store: Store, backbone: Backbone, overlay: Overlay) -> None:
+    data = artifact.write(overlay)
+    store.publish(artifact.verify(data, backbone.config, backbone.fingerprint))
+
+
+def _open(store: Store, **settings: object) -> Service:
+    config = ServeConfig.of(store=store.root, precision="fp32", device="cpu", **settings)
+    return Service.open(config, Metrics())
+
+
+@pytest.fixture
+def service(place: tuple[Store, Backbone]) -> Iterator[Service]:
+    service = _open(place[0], max_inputs=8)
+    yield service
+    service.close()
+
+
+def _predict(service: Service, task: str, inputs: list[TextInput]) -> list[list[float]]:
+    answer = asyncio.run(service.predict(task, inputs))
+    for prediction in answer.predictions:
+        assert prediction.scores[prediction.label] == prediction.score
+        assert prediction.score == max(prediction.scores.values())
+    return [list(prediction.scores.values()) for prediction in answer.predictions]
+
+
+def _register(service: Service, task: str, data: bytes) -> tuple[int, bool]:
+    info, created = asyncio.run(service.register(task, data))
+    return info.version, created
+
+
+def test_answers_are_those_of_the_reference(
+    service: Service, place: tuple[Store, Backbone]
+) -> None:
+    backbone = place[1]
+    overlay = random_overlay(backbone, "mood")
+    expected = probabilities(fp32_encoder(backbone), backbone, overlay, TEXTS)
+    torch.testing.assert_close(torch.tensor(_predict(service, "mood", TEXTS)), expected)
+    pairs: list[TextInput] = [("a cat", "the dog"), ("bad news", "good news")]
+    overlay = random_overlay(backbone, "same", pairs=True, labels=("no", "yes"))
+    expected = probabilities(fp32_encoder(backbone), backbone, overlay, pairs)
+    torch.testing.assert_close(torch.tensor(_predict(service, "same", pairs)), expected)
+
+
+def test_many_requests_at_once_get_their_own_answers(service: Service) -> None:
+    alone = [_predict(service, "mood", [text])[0] for text in TEXTS]
+
+    async def ask() -> list[list[float]]:
+        answers = await asyncio.gather(
+            *(service.predict("mood", [text]) for text in TEXTS * 20),
+            *(service.predict("same", [("a cat", "a dog")]) for _ in range(20)),
+        )
+        return [list(answer.predictions[0].scores.values()) for answer in answers[: 20 * 3]]
+
+    together = asyncio.run(ask())
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone * 20))
+
+
+def test_timings_add_up(service: Service) -> None:
+    timings = asyncio.run(service.predict("mood", TEXTS)).timings_ms
+    parts = timings.tokenize_ms + timings.queue_ms + timings.forward_ms
+    assert 0 < timings.forward_ms < timings.total_ms
+    assert parts <= timings.total_ms
+
+
+def test_what_is_the_callers_fault_says_so(service: Service) -> None:
+    with pytest.raises(UnknownTaskError, match="no task 'absent'; tasks: mood, same"):
+        _predict(service, "absent", TEXTS)
+    with pytest.raises(InvalidInputError, match=r"inputs\[0\]: a pair was given"):
+        _predict(service, "mood", [("a", "b")])
+    with pytest.raises(InvalidInputError, match="at least one"):
+        _predict(service, "mood", [])
+    with pytest.raises(TooLargeError, match="9 given, one request may have 8"):
+        _predict(service, "mood", ["a"] * 9)
+
+
+def test_registering_answers_at_once_on_every_replica(
+    service: Service, place: tuple[Store, Backbone]
+) -> None:
+    store, backbone = place
+    other = _open(store)
+    try:
+        before = _predict(other, "mood", TEXTS)
+        data = random_artifact(backbone, "mood", seed=7)
+        assert _register(service, "mood", data) == (2, True)
+        assert asyncio.run(other.predict("mood", TEXTS)).version == 2
+        assert _predict(other, "mood", TEXTS) != before
+        assert _register(service, "mood", data) == (2, False)
+        assert _register(other, "fresh", random_artifact(backbone, "fresh")) == (1, True)
+        assert [info.task for info in service.tasks()] == ["fresh", "mood", "same"]
+        store.roll_back("mood")
+        assert service.task("mood").version == 1
+        store.delete("fresh")
+        with pytest.raises(UnknownTaskError):
+            service.task("fresh")
+    finally:
+        other.close()
+
+
+def test_a_refused_artifact_changes_nothing(
+    service: Service, place: tuple[Store, Backbone], tmp_path: Path
+) -> None:
+    store, backbone = place
+    token = store.state_token()
+    good = random_artifact(backbone, "mood", seed=3)
+    with pytest.raises(ArtifactError, match="of task 'mood', not of 'other'"):
+        _register(service, "other", good)
+    content = safetensors.torch.load(good)
+    size = int.from_bytes(good[:8], "little")
+    metadata = json.loads(good[8 : 8 + size])["__metadata__"]
+    content["head.bias"] = content["head.bias"] + torch.tensor([4.0, 0.0, -4.0])
+    with pytest.raises(GoldenMismatchError, match="golden input"):
+        _register(service, "mood", safetensors.torch.save(content, metadata))
+    content["prompt"][0, 0] = float("nan")
+    with pytest.raises(ArtifactError, match="NaN"):
+        _register(service, "mood", safetensors.torch.save(content, metadata))
+    _, foreign = small_backbone(tmp_path / "foreign", seed=5)
+    with pytest.raises(BackboneMismatchError):
+        _register(service, "mood", random_artifact(foreign, "mood"))
+    assert METADATA_KEY in metadata
+    assert store.state_token() == token
+    assert service.task("mood").version == 1
+
+
+def test_a_damaged_version_leaves_the_known_one_in_its_place(
+    service: Service, place: tuple[Store, Backbone], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, backbone = place
+    before = _predict(service, "mood", TEXTS)
+    _publish(store, backbone, random_overlay(backbone, "mood", seed=9))
+    (store.root / "tasks" / "mood" / "2.safetensors").write_bytes(b"damaged")
+    assert _predict(service, "mood", TEXTS) == before
+    assert "task mood, version 2 cannot be served" in caplog.text
+
+
+def test_a_damaged_registry_stops_no_answer(
+    service: Service, place: tuple[Store, Backbone], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = _predict(service, "mood", TEXTS)
+    registry = place[0].root / "registry.json"
+    whole = registry.read_text()
+    registry.write_text(whole[:20])
+    assert _predict(service, "mood", TEXTS) == before
+    assert _predict(service, "mood", TEXTS) == before
+    assert caplog.text.count("serving what was loaded") == 1
+    registry.write_text(whole)
+    assert service.task("mood").version == 1
+
+
+def test_a_task_of_another_backbone_is_not_served(
+    place: tuple[Store, Backbone], tmp_path: Path
+) -> None:
+    store, backbone = place
+    foreign_store, foreign = small_backbone(tmp_path / "foreign", seed=5)
+    folder = foreign_store.backbone_path(foreign.fingerprint)
+    with store.staging() as staging:
+        for file in folder.iterdir():
+            (staging / file.name).write_bytes(file.read_bytes())
+        store.add_backbone(foreign.fingerprint, "foreign", staging)
+    _publish(store, foreign, random_overlay(foreign, "elsewhere"))
+    with pytest.raises(ConfigError, match="has 2 backbones"):
+        _open(store)
+    service = _open(store, backbone="tiny")
+    try:
+        assert [info.task for info in service.tasks()] == ["mood", "same"]
+    finally:
+        service.close()
+    assert backbone.fingerprint != foreign.fingerprint
+
+
+def test_a_store_without_tasks_can_be_served(tmp_path: Path) -> None:
+    store, backbone = small_backbone(tmp_path)
+    service = _open(store)
+    try:
+        assert service.tasks() == []
+        assert _register(service, "mood", random_artifact(backbone, "mood")) == (1, True)
+        assert len(_predict(service, "mood", TEXTS)) == 3
+    finally:
+        service.close()
+
+
+def test_a_store_without_backbone_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="add-backbone"):
+        _open(Store(tmp_path / "empty"))
+
+
+def test_a_caller_that_leaves_frees_its_place(service: Service) -> None:
+    async def leave() -> None:
+        asking = asyncio.create_task(service.predict("mood", TEXTS))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(leave())
+    assert len(_predict(service, "mood", TEXTS)) == 3
