@@ -298,9 +298,18 @@ def read_inputs(text: str, text2: str | None) -> list[TextInput]:
         return [text] if text2 is None else [(text, text2)]
     if text2 is not None:
         raise click.UsageError("with - the texts come from the standard input; leave TEXT2 out")
-    lines = sys.stdin.read().splitlines()
+    try:
+        lines = sys.stdin.buffer.read().decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"the standard input is not UTF-8: {error}") from None
+    if lines[-1] == "":  # the end of the last line
+        lines.pop()
     inputs: list[TextInput] = []
-    for line in filter(str.strip, lines):
+    for number, line in enumerate((line.removesuffix("\r") for line in lines), 1):
+        if not line.strip():
+            raise click.ClickException(
+                f"line {number} of the standard input holds no text; give one text on each line"
+            )
         first, tab, second = line.partition("\t")
         inputs.append((first, second) if tab else line)
     if not inputs:

@@ -17,7 +17,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from examples.ready_made import prepare  # noqa: E402 - found through the line above
+from examples.ready_made import BACKBONE, prepare  # noqa: E402 - found through the line above
 from model_store.store import Store  # noqa: E402
 from serving.config import ServeConfig, server_token  # noqa: E402
 
@@ -35,12 +35,12 @@ QUESTIONS: dict[str, str | list[str]] = {
 def main() -> int:
     """Prepare, serve, ask, wait."""
     console = Console()
-    folder = Path(os.environ.get("TASKBONE_STORE", ROOT / ".taskbone"))
+    folder = Path(os.environ.get("TASKBONE_STORE", ROOT / ".taskbone")).expanduser().resolve()
     port = int(os.environ.get("TASKBONE_PORT", "8000"))
     with console.status("Preparing the store: one backbone, and the ready-made tasks ..."):
         names = prepare(Store(folder))
     config = ServeConfig(store=folder, port=port)
-    command = ["serve", "--store", str(folder), "--port", str(port)]
+    command = ["serve", "--store", str(folder), "--port", str(port), "--backbone", BACKBONE]
     server = subprocess.Popen([sys.executable, "-m", "taskbone", *command], cwd=ROOT)
     try:
         if wait_until_ready(server, port):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from localization.config import DataConfig, read_task_file
 from localization.console import ConsoleReporter, summary_table
 from localization.data import load_dataset, load_rows
-from localization.errors import DataError
+from localization.errors import ConfigError, DataError
 from localization.evaluation import Evaluation, evaluate
 from localization.pipeline import Localized, localize
 from localization.tuning import predict
@@ -43,18 +44,21 @@ def localize_file(
     backbone = open_backbone(store, config.backbone)
     dataset = load_dataset(config.data, data or task_file.parent, config.seed)
     console.print(
-        f"[bold]{config.task}[/] on {backbone.name}: {len(dataset.labels)} classes, "
+        f"[bold]{config.task}[/] on {escape(backbone.name)}: {len(dataset.labels)} classes, "
         f"{len(dataset.train)} rows to tune on, {len(dataset.validation)} to validate, "
         f"{len(dataset.test)} to test"
     )
+    target = output or Path("runs") / config.task / f"{config.task}.safetensors"
+    try:  # before the work, not after it
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {target.parent} cannot be made: {error.strerror}") from None
     command = shlex.join(["taskbone", "localize", task_file.name])
     with ConsoleReporter(console) as report:
         work = (work_dir or Path("runs")) / config.task
         result = localize(config, backbone, dataset, work, command, resolve_device(device), report)
     written = artifact.write(result.overlay)
     verified = artifact.verify(written, backbone.config, backbone.fingerprint)
-    target = output or Path("runs") / config.task / f"{config.task}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
     temporary.write_bytes(written)
     os.replace(temporary, target)  # noqa: PTH105 - the atomic call by its name
@@ -124,6 +128,8 @@ def open_backbone(store: Store, name: str | None) -> Backbone:
 
 def resolve_device(device: str) -> str:
     """`auto` as `cuda` where there is one, `cpu` elsewhere."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, and torch sees no CUDA device")
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"

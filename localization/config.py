@@ -2,13 +2,21 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from localization.errors import ConfigError
-from model_store.manifest import Frozen, Share, TaskName, TextInput, check_template, describe
+from model_store.manifest import (
+    MAX_GOLDEN,
+    Frozen,
+    Share,
+    TaskName,
+    TextInput,
+    check_template,
+    describe,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=10)]
@@ -47,7 +55,7 @@ class TuningConfig(Frozen):
     batch_size: Positive = 32
     prompt_learning_rate: Rate = 5e-3
     head_learning_rate: Rate = 1e-2
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-2
     patience: Positive = 3
     """Epochs without a better validation accuracy before tuning stops early."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -70,7 +78,7 @@ class AttributionConfig(Frozen):
 class SearchConfig(Frozen):
     """Which share of the neurons is kept: the smallest that costs less than `margin`, or `keep`."""
 
-    margin: Annotated[float, Field(ge=0, lt=100)] = 1.0
+    margin: Annotated[float, Field(gt=0, lt=100)] = 1.0
     """Allowed loss of validation accuracy, in points (per cent), against the dense network."""
     keep: Share | None = None
     """Take this share without searching."""
@@ -93,13 +101,16 @@ class TaskConfig(Frozen):
     prompt_tokens: Annotated[int, Field(ge=0, le=512)] = 10
     max_tokens: Annotated[int, Field(ge=8)] = 128
     inject: bool = True
-    """Tune the prompt before neurons are scored (the paper's step 1)."""
+    """Tune the prompt before neurons are scored (the paper's step 1). Off only with a verbalizer or
+    scores that need no head: a linear head that has not been tuned says nothing about neurons."""
     tuning: TuningConfig = TuningConfig()
     attribution: AttributionConfig = AttributionConfig()
     search: SearchConfig = SearchConfig()
-    golden: tuple[TextInput, ...] | None = None
+    golden: Annotated[tuple[TextInput, ...], Field(min_length=1, max_length=MAX_GOLDEN)] | None = (
+        None
+    )
     """Inputs that every server checks before it serves the task. None takes built-in sentences."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @property
     def takes_pairs(self) -> bool:
@@ -142,18 +153,32 @@ class TaskConfig(Frozen):
             raise ValueError("verbalizer: reads 'mask'")
         if not self.prompt_tokens and self.verbalizer is not None:
             raise ValueError("prompt_tokens: 0 with a verbalizer leaves nothing to tune")
+        needs_head = self.attribution.score in ("attribution", "gradient")
+        if not self.inject and self.verbalizer is None and needs_head:
+            raise ValueError("inject: must be on for this score with a linear head")
         if not all(isinstance(item, str) != self.takes_pairs for item in self.resolved_golden):
             raise ValueError("golden: every input must be like the data's rows, texts or pairs")
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, refusing a key that stands twice: which of the two was meant?"""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_task_file(file: Path) -> TaskConfig:
     """Read and check a task file. Raises `ConfigError` that names every wrong field."""
     try:
-        raw = yaml.safe_load(file.read_text())
+        raw = yaml.load(file.read_text(), Loader=_Loader)  # noqa: S506 - a safe loader
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: a mapping of fields is expected")

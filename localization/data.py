@@ -4,8 +4,9 @@ import csv
 import hashlib
 import json
 import random
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,36 +78,68 @@ def load_dataset(config: DataConfig, root: Path, seed: int) -> Dataset:
 def load_rows(source: str, config: DataConfig, root: Path, split: str) -> Rows:
     """Rows of a file below `root`, or of a Hugging Face data set's split (`id` or `id:config`)."""
     path = root / source
-    if path.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
+    kind = path.suffix.lower()
+    if kind in _READERS:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        return _rows(_records(path), config, str(path))
-    if path.suffix or path.is_file():
-        raise DataError(f"{path}: unknown kind of file; .jsonl, .csv, .tsv or .parquet is expected")
+        return _rows(_records(path, kind), config, str(path))
+    if path.is_file() or not _HUB_ID.fullmatch(source):
+        raise DataError(f"{path}: unknown kind of file; {', '.join(_READERS)} are read")
     return _rows(_hub_records(source, root, split), config, source)
 
 
-def _records(path: Path) -> Iterable[Mapping[str, Any]]:
+def _records(path: Path, kind: str) -> Iterable[Mapping[str, Any]]:
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            yield from pyarrow.parquet.read_table(path).to_pylist()
-        elif path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        record = json.loads(line)
-                        if not isinstance(record, dict):
-                            raise DataError(f"{path}:{number}: a JSON object a line is expected")
-                        yield record
-        else:
-            with path.open(encoding="utf-8", newline="") as lines:
-                yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+        yield from _READERS[kind](path)
     except ImportError:
         raise DataError(f"{path}: Parquet needs pyarrow: pip install 'taskbone[data]'") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
+    except (ValueError, RecursionError, csv.Error, OSError) as error:
+        # pyarrow's errors are ValueErrors, and so are those of JSON and UTF-8.
         raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _json_lines(path: Path) -> Iterable[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}:{number}: a JSON object a line is expected")
+            yield record
+
+
+def _separated(path: Path, delimiter: str) -> Iterable[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        names = list(reader.fieldnames or ())
+        if len(set(names)) != len(names):
+            raise DataError(f"{path}: a column name stands twice in {names}")
+        for record in reader:
+            if None in record or None in record.values():
+                raise DataError(
+                    f"{path}:{reader.line_num}: not {len(names)} columns; "
+                    f"a text that holds {delimiter!r} must be quoted"
+                )
+            yield record
+
+
+def _parquet(path: Path) -> Iterable[Mapping[str, Any]]:
+    import pyarrow.parquet
+
+    yield from pyarrow.parquet.read_table(path).to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Iterable[Mapping[str, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".csv": lambda path: _separated(path, ","),
+    ".tsv": lambda path: _separated(path, "\t"),
+    ".parquet": _parquet,
+}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 def _hub_records(source: str, root: Path, split: str) -> Iterable[Mapping[str, Any]]:
@@ -132,8 +165,10 @@ def _hub_records(source: str, root: Path, split: str) -> Iterable[Mapping[str, A
         if isinstance(feature, datasets.ClassLabel)
     }
     for record in loaded:
+        # The hub marks a row without label by the number -1.
         yield record | {
-            column: feature.int2str(record[column]) for column, feature in named.items()
+            column: feature.int2str(record[column]) if record[column] >= 0 else None
+            for column, feature in named.items()
         }
 
 
@@ -143,7 +178,8 @@ def _rows(records: Iterable[Mapping[str, Any]], config: DataConfig, name: str) -
     labels: list[str] = []
     for number, record in enumerate(records, 1):
         for column in (*columns, config.label):
-            if record.get(column) is None:
+            value = record.get(column)
+            if value is None or (column == config.label and (value == "" or value != value)):
                 raise DataError(
                     f"{name}: row {number} has no {column!r}; "
                     f"its columns are {sorted(map(str, record))}"
@@ -151,11 +187,17 @@ def _rows(records: Iterable[Mapping[str, Any]], config: DataConfig, name: str) -
         texts = [record[column] for column in columns]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{name}: row {number}: a text is expected in {columns}")
+        if not all(_is_unicode(text) for text in (*texts, str(record[config.label]))):
+            raise DataError(f"{name}: row {number}: half of a surrogate pair is no text")
         inputs.append(texts[0] if len(texts) == 1 else (texts[0], texts[1]))
         labels.append(str(record[config.label]))
     if not inputs:
         raise DataError(f"{name}: no rows")
     return Rows(tuple(inputs), tuple(labels))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _split(rows: Rows, count: int) -> tuple[Rows, Rows]:
@@ -174,4 +216,4 @@ def _split(rows: Rows, count: int) -> tuple[Rows, Rows]:
 
 def _digest(rows: Rows) -> str:
     text = json.dumps([rows.inputs, rows.labels], ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()

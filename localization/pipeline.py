@@ -33,6 +33,7 @@ from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
 from model_store.encoder import Encoder, LinearHead
 from model_store.manifest import (
+    MAX_LABELS,
     BackboneReference,
     Golden,
     Manifest,
@@ -127,6 +128,8 @@ def localize(
         everything = torch.arange(backbone.config.ffn, dtype=torch.int32)
         whole = Trial(1.0, (everything,) * backbone.config.layers, dense)
         chosen = tried.get(keep, whole)
+        if chosen is whole:
+            trials.append(whole)
     return _finish(job, dataset, dense, chosen, tuple(trials), command)
 
 
@@ -143,6 +146,12 @@ def _prepare(
             f"max_tokens {config.max_tokens} and prompt_tokens {config.prompt_tokens} exceed the "
             f"{backbone.config.max_tokens} tokens of backbone {backbone.name!r}"
         )
+    if len(dataset.labels) > MAX_LABELS:
+        raise ConfigError(f"{len(dataset.labels)} labels; a task may have {MAX_LABELS}")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the work folder {work} cannot be made: {error.strerror}") from None
     wanted = config.tuning.precision
     bf16 = wanted == "bf16" or (wanted == "auto" and fast_bf16(device))
     exact = _network(config, backbone, dataset.labels, torch.float32, device)
@@ -193,15 +202,20 @@ def _head_record(
             f"verbalizer: names {sorted(config.verbalizer)}, the rows' labels are {sorted(labels)}"
         )
     words = tuple(config.verbalizer[label] for label in labels)
-    return VerbalizerRecord(words=words, token_ids=tuple(_token(backbone, word) for word in words))
+    tokens = tuple(_token(backbone, word) for word in words)
+    if len(set(tokens)) != len(tokens):
+        raise ConfigError(f"verbalizer: two labels have the same word among {words}")
+    return VerbalizerRecord(words=words, token_ids=tokens)
 
 
 def _token(backbone: Backbone, word: str) -> int:
     """The one token of a label word in the middle of a sentence."""
+    # Special tokens are among them: a word that the vocabulary lacks would become [UNK].
+    special = backbone.tokenizer.get_added_tokens_decoder()
     # Byte-level vocabularies (RoBERTa) hold the space before a word in its token.
     for text in (f" {word}", word):
         tokens = backbone.tokenizer.encode(text, add_special_tokens=False).ids
-        if len(tokens) == 1:
+        if len(tokens) == 1 and not (tokens[0] in special and special[tokens[0]].special):
             return tokens[0]
     raise ConfigError(
         f"verbalizer: {word!r} is not one token of backbone {backbone.name!r}; choose another word"
@@ -226,7 +240,8 @@ def _start(job: Job) -> Tuned:
 def _tune(
     job: Job, name: str, begin: Tuned, neurons: Sequence[Tensor] | None, epochs: int
 ) -> Tuned:
-    key = key_of(job.key, name, epochs)
+    kept = None if neurons is None else [rows.tolist() for rows in neurons]
+    key = key_of(job.key, name, epochs, kept)
     done = job.stages.load_tuned(name, key)
     if done is not None:
         job.report.note(f"{name}: kept from an earlier run")

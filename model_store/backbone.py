@@ -139,14 +139,18 @@ def import_checkpoint(source: str, store: "Store", name: str | None = None) -> "
     tokenizer, mask_token_id = _read_tokenizer(folder)
     config = _encoder_config(raw, tensors_in, mask_token_id)
     tensors = canonical_tensors(tensors_in, config.family, config.shapes())
-    if config.has_mlm and "mlm.decoder.weight" in tensors:
-        config = config.model_copy(update={"tied_decoder": False})
-    elif config.has_mlm:
-        config = config.model_copy(update={"tied_decoder": True})
-    if tokenizer.get_vocab_size() > config.vocabulary:
+    tied = config.has_mlm and "mlm.decoder.weight" not in tensors
+    if tied and not raw.get("tie_word_embeddings", True):
         raise BackboneError(
-            f"{source}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the embedding table "
-            f"{config.vocabulary}; they belong to different models"
+            "missing tensor: mlm.decoder.weight (in our names); config.json says that the MLM "
+            "decoder is not tied to the word embeddings"
+        )
+    config = config.model_copy(update={"tied_decoder": tied})
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= config.vocabulary:
+        raise BackboneError(
+            f"{source}: the tokenizer has a token {highest}, the embedding table "
+            f"{config.vocabulary} rows; they belong to different models"
         )
     fingerprint = fingerprint_of(tensors)
     with store.staging() as staging:
@@ -271,6 +275,8 @@ def _encoder_config(
         )
     except KeyError as error:
         raise BackboneError(f"config.json: {error.args[0]} is missing") from None
+    except TypeError:
+        raise BackboneError("config.json: pad_token_id must be a number") from None
     except ValidationError as error:
         raise BackboneError(f"config.json: {describe(error)}") from None
     if config.hidden % config.heads:

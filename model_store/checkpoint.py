@@ -91,12 +91,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises `UnsupportedCheckpointError` for a checkpoint that only has pickled weights.
     """
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(
-            {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
-        )
-    else:
-        files = [folder / "model.safetensors"]
+    files = _shards(index) if index.exists() else [folder / "model.safetensors"]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
@@ -116,6 +111,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise BackboneError(f"{file}: not a whole safetensors file: {error}") from None
     return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        return sorted(
+            {index.parent / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BackboneError(f"{index}: not an index of safetensors files") from None
 
 
 def canonical_tensors(
@@ -140,7 +144,7 @@ def canonical_tensors(
     if bias is not None:
         found.setdefault("mlm.decoder.bias", bias)
     tied = found.get("mlm.decoder.weight")
-    if tied is not None and torch.equal(tied, found["embeddings.word"]):
+    if tied is not None and torch.equal(tied, found.get("embeddings.word", tied[:0])):
         del found["mlm.decoder.weight"]
     result = _fused({name: tensor.to(torch.float32) for name, tensor in found.items()})
     _check_shapes(result, expected)
@@ -174,7 +178,10 @@ def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             for name in names:
                 if name not in result:
                     raise BackboneError(f"missing tensor: {name} (in our names)")
-            result[f"layers.{layer}.qkv.{kind}"] = torch.cat([result.pop(name) for name in names])
+            parts = [result.pop(name) for name in names]
+            if len({part.shape[1:] for part in parts}) != 1:
+                raise BackboneError(f"tensors {names} have different widths")
+            result[f"layers.{layer}.qkv.{kind}"] = torch.cat(parts)
         out = f"layers.{layer}.ffn_out.weight"
         if out in result:
             result[out] = result[out].t().contiguous()

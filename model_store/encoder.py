@@ -105,6 +105,10 @@ class Encoder:
         weight, bias = self.tensors[f"{last}.weight"], self.tensors[f"{last}.bias"]
         self._last_q = ops.pack_linear(weight[: config.hidden], bias[: config.hidden])
         self._last_kv = ops.pack_linear(weight[config.hidden :], bias[config.hidden :])
+        self._projection = None
+        if config.embedding != config.hidden:
+            self._projection = self._linear("embeddings.projection")
+        self._mlm_dense = self._linear("mlm.dense") if config.has_mlm else None
 
     # -- Getting ready ----------------------------------------------------------------------------
 
@@ -194,9 +198,7 @@ class Encoder:
         types = self.tensors.get("embeddings.token_type")
         residual = torch.zeros_like(x) if types is None else types[token_types]
         x = self.ops.add_norm(x, residual, self._norm("embeddings.norm"))
-        if self.config.embedding != self.config.hidden:
-            x = self.ops.linear(x, self._linear("embeddings.projection"))
-        return x
+        return x if self._projection is None else self.ops.linear(x, self._projection)
 
     def _layer(
         self, number: int, x: Tensor, qkv: Tensor | None, batch: Batch, plans: Sequence[Plan]
@@ -246,7 +248,8 @@ class Encoder:
 
     def _head(self, read: Tensor, head: LinearHead | VerbalizerHead) -> Tensor:
         if isinstance(head, VerbalizerHead):
-            x = self.ops.linear(read, self._linear("mlm.dense"))
+            assert self._mlm_dense is not None, "a verbalizer needs an MLM head"
+            x = self.ops.linear(read, self._mlm_dense)
             x = activate(x, self.config.mlm_activation)
             read = self.ops.add_norm(x, torch.zeros_like(x), self._norm("mlm.norm"))
         return torch.nn.functional.linear(read.float(), head.weight, head.bias)

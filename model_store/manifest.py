@@ -28,6 +28,10 @@ Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 TextInput = str | tuple[str, str]
 """One input: a text, or a pair of texts."""
+Short = Annotated[str, Field(min_length=1, max_length=1_000)]
+Long = Annotated[str, Field(max_length=10_000)]
+# Bounds beyond any use, so that a hostile file cannot make its checking expensive.
+MAX_LAYERS, MAX_LABELS, MAX_GOLDEN = 1_000, 10_000, 64
 
 
 class Frozen(BaseModel):
@@ -53,8 +57,8 @@ class VerbalizerHead(Frozen):
     """The backbone's MLM head at the read position, one token per label, in label order."""
 
     kind: Literal["verbalizer"] = "verbalizer"
-    words: tuple[str, ...]
-    token_ids: tuple[Annotated[int, Field(ge=0)], ...]
+    words: Annotated[tuple[Short, ...], Field(max_length=MAX_LABELS)]
+    token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LABELS)]
 
 
 class Prompt(Frozen):
@@ -67,8 +71,8 @@ class Prompt(Frozen):
 class Golden(Frozen):
     """An input and the probabilities, in label order, that the overlay gives it in fp32."""
 
-    input: TextInput
-    scores: tuple[Share, ...]
+    input: Long | tuple[Long, Long]
+    scores: Annotated[tuple[Share, ...], Field(max_length=MAX_LABELS)]
 
 
 class Measurement(Frozen):
@@ -98,20 +102,22 @@ class Manifest(Frozen):
 
     format_version: Literal[1] = 1
     task: TaskName
-    description: str = ""
-    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
+    description: Long = ""
+    labels: Annotated[tuple[Short, ...], Field(min_length=2, max_length=MAX_LABELS)]
     backbone: BackboneReference
-    template: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    template: Annotated[tuple[Long, ...], Field(min_length=1, max_length=2)]
     max_tokens: Annotated[int, Field(ge=8)]
     prompt: Prompt
     read: Literal["cls", "mask", "mean"]
     head: Annotated[LinearHead | VerbalizerHead, Field(discriminator="kind")]
-    components: tuple[Literal["ffn_neurons", "prompt", "head"], ...]
-    ffn_kept: tuple[Annotated[int, Field(ge=0)], ...]
+    components: Annotated[
+        tuple[Literal["ffn_neurons", "prompt", "head"], ...], Field(max_length=16)
+    ]
+    ffn_kept: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)]
     ffn_width: Annotated[int, Field(ge=1)]
-    metrics: tuple[Measurement, ...] = ()
+    metrics: Annotated[tuple[Measurement, ...], Field(max_length=64)] = ()
     provenance: Provenance
-    golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=64)]
+    golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=MAX_GOLDEN)]
 
     @property
     def takes_pairs(self) -> bool:
@@ -151,6 +157,8 @@ class Manifest(Frozen):
         if isinstance(self.head, VerbalizerHead):
             if self.read != "mask":
                 raise ValueError("head: a verbalizer reads 'mask'")
+            if len(set(self.head.token_ids)) != len(self.head.token_ids):
+                raise ValueError("head: two labels have the same token")
             if not len(self.head.words) == len(self.head.token_ids) == len(self.labels):
                 raise ValueError(
                     f"head: {len(self.head.words)} words and {len(self.head.token_ids)} token ids "
@@ -177,9 +185,12 @@ class Manifest(Frozen):
     def from_json(cls, text: str | bytes) -> Self:
         """Parse and validate. Raises `ManifestError` that names every wrong field."""
         try:
-            return cls.model_validate_json(text)
+            json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise ManifestError(f"manifest: {describe(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"manifest: not JSON: {error}") from None
 
 
 class VerifiedArtifact(Frozen):
@@ -208,13 +219,25 @@ def check_template(template: tuple[str, ...]) -> None:
 def describe(error: ValidationError) -> str:
     """A pydantic error as one line: `field: problem (given ...)`, several joined by `; `."""
     problems = []
-    for item in error.errors(include_url=False):
+    shown_most = 10
+    for item in error.errors(include_url=False)[:shown_most]:
         place = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         given = repr(item["input"])
         shown = f" (given {given[:80]})" if item["type"] not in ("missing", "value_error") else ""
         problems.append(f"{place}: {message}{shown}" if place else f"{message}{shown}")
+    if error.error_count() > shown_most:
+        problems.append(f"and {error.error_count() - shown_most} more")
     return "; ".join(problems)
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated[:80]!r} stands twice")
+    return result
 
 
 def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, ...]]]]:
@@ -223,7 +246,11 @@ def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, 
     Raises `ManifestError` where the file is no safetensors file or has no valid manifest.
     """
     size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= size <= min(len(data) - 8, MAX_HEADER_BYTES):
+    if MAX_HEADER_BYTES < size <= len(data):
+        raise ManifestError(
+            f"the header has {size} bytes; an artifact's has at most {MAX_HEADER_BYTES}"
+        )
+    if len(data) < 8 or not 2 <= size <= len(data) - 8:
         raise ManifestError("not an artifact: the file does not start with a safetensors header")
     try:
         header = json.loads(data[8 : 8 + size])
@@ -233,7 +260,7 @@ def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, 
             name: (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
             for name, entry in header.items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise ManifestError("not an artifact: the safetensors header is damaged") from None
     if not isinstance(text, str):
         raise ManifestError(

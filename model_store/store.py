@@ -205,18 +205,22 @@ class Store:
     def add_backbone(self, fingerprint: str, name: str, files: Path) -> BackboneInfo:
         """Move the folder `files` (one that `staging` has given) into the store as a backbone.
 
-        A backbone that is there already keeps its files and takes the new name. Raises
-        `ConflictError` when another backbone has that name.
+        A backbone that is there already takes the new name, and files that differ are replaced one
+        by one: this repairs a damaged one. Raises `ConflictError` when another has that name.
         """
         with self._writing() as before:
             path = self._backbones / fingerprint
-            source = path if path.is_dir() else files
-            size = sum(file.stat().st_size for file in source.iterdir())
+            size = sum(file.stat().st_size for file in files.iterdir())
             registry = before.with_backbone(fingerprint, BackboneRecord(name=name, bytes=size))
-            if source is files:
+            for file in files.iterdir():
+                sync(file)
+            sync(files)
+            if path.is_dir():
                 for file in files.iterdir():
-                    sync(file)
-                sync(files)
+                    if not holds(path / file.name, sha256(file.read_bytes())):
+                        file.replace(path / file.name)
+                sync(path)
+            else:
                 files.rename(path)
                 sync(self._backbones)
             self._write_registry(registry)

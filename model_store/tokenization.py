@@ -7,11 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import tokenizers
 from tokenizers import Tokenizer
 
 from model_store.backbone import EncoderConfig
 from model_store.errors import InputError
 from model_store.manifest import TextInput
+
+CHARACTERS_PER_TOKEN = 64
+"""Texts are cut to so many characters for each token that fits, before anything else."""
 
 _FIELDS = re.compile(r"(\{(?:text|text1|text2|mask)\})")
 _TEXT_FIELD = ("{text}",)
@@ -60,13 +64,10 @@ class InputEncoder:
         """
         fields = [self._fields(item, number) for number, item in enumerate(inputs)]
         encoded = self._tokenizer.encode_batch_fast([self._render(texts) for texts in fields])
-        result = []
-        for texts, item in zip(fields, encoded, strict=True):
-            ids, types = item.ids, item.type_ids
-            if len(ids) > self.max_tokens:
-                ids, types = self._truncated(texts)
-            result.append(self._encoding(ids, types))
-        return result
+        return [
+            self._encoding(item if len(item) <= self.max_tokens else self._truncated(texts), texts)
+            for texts, item in zip(fields, encoded, strict=True)
+        ]
 
     def _fields(self, item: TextInput, number: int) -> list[str]:
         if isinstance(item, str):
@@ -77,6 +78,8 @@ class InputEncoder:
             if not self._pairs:
                 raise InputError(f"inputs[{number}]: a pair was given; this task takes one text")
             texts = list(item)
+        # What lies so far behind the last token that fits costs time and changes nothing.
+        texts = [text[: self.max_tokens * CHARACTERS_PER_TOKEN] for text in texts]
         # A text may hold the mask token's own string, which must not become a second mask.
         if self._mask_token:
             texts = [text.replace(self._mask_token, " ") for text in texts]
@@ -88,34 +91,65 @@ class InputEncoder:
         parts = ["".join(values.get(piece, piece) for piece in pieces) for pieces in self._pieces]
         return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
-    def _truncated(self, texts: list[str]) -> tuple[list[int], list[int]]:
+    def _truncated(self, texts: list[str]) -> tokenizers.Encoding:
         """Shorten the texts, never the template, until the whole fits."""
-        # Character offsets of each text's own tokens say where to cut.
-        offsets = [self._tokenizer.encode(text, add_special_tokens=False).offsets for text in texts]
-        kept = [len(item) for item in offsets]
-        fixed = len(self._tokenizer.encode(*self._pair(["" for _ in texts])).ids)
-        excess = sum(kept) + fixed - self.max_tokens
-        while True:
-            for _ in range(max(excess, 1)):
-                longest = max(range(len(kept)), key=lambda index: kept[index])
-                if not kept[longest]:
-                    raise InputError(
-                        f"the template alone exceeds the {self.max_tokens} tokens of this task"
-                    )
-                kept[longest] -= 1
-            cut = [
-                text[: spans[count - 1][1]] if count else ""
-                for text, spans, count in zip(texts, offsets, kept, strict=True)
-            ]
-            encoded = self._tokenizer.encode(*self._pair(cut))
-            excess = len(encoded.ids) - self.max_tokens
+        alone = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        room = self.max_tokens - len(self._encode_one(["" for _ in texts]))
+        while room >= 0:
+            counts = _shares(alone, room)
+            encoded = self._encode_one(
+                [_first(*parts) for parts in zip(texts, alone, counts, strict=True)]
+            )
+            excess = len(encoded) - self.max_tokens
             if excess <= 0:
-                return encoded.ids, encoded.type_ids
+                return encoded
+            # Tokens can merge and split at the seams between texts and template.
+            room = min(room, sum(map(len, alone))) - excess
+        raise InputError(f"the template alone exceeds the {self.max_tokens} tokens of this task")
 
-    def _pair(self, texts: Sequence[str]) -> tuple[str, str | None]:
+    def _encode_one(self, texts: Sequence[str]) -> tokenizers.Encoding:
         rendered = self._render(texts)
-        return (rendered, None) if isinstance(rendered, str) else rendered
+        if isinstance(rendered, str):
+            return self._tokenizer.encode(rendered)
+        return self._tokenizer.encode(*rendered)
 
-    def _encoding(self, ids: list[int], types: list[int]) -> Encoding:
-        mask = 0 if self._mask_id is None else ids.index(self._mask_id)
-        return Encoding(ids, types if self._has_token_types else [0] * len(ids), mask)
+    def _encoding(self, encoded: tokenizers.Encoding, texts: list[str]) -> Encoding:
+        mask = 0
+        if self._mask_id is not None:
+            if encoded.ids.count(self._mask_id) != 1:
+                encoded = self._without_false_mask(texts, self._mask_id)
+            mask = encoded.ids.index(self._mask_id)
+        ids = encoded.ids
+        return Encoding(ids, encoded.type_ids if self._has_token_types else [0] * len(ids), mask)
+
+    def _without_false_mask(self, texts: list[str], mask_id: int) -> tokenizers.Encoding:
+        """Texts and template together have made a second mask token: take its letters apart."""
+        first, last = self._mask_token[0], self._mask_token[-1]
+        harmless = [" " + text.replace(first, " ").replace(last, " ") + " " for text in texts]
+        encoded = self._truncated(harmless)
+        if encoded.ids.count(mask_id) != 1:
+            raise InputError("the template holds the mask token beside {mask}")
+        return encoded
+
+
+def _first(text: str, encoded: tokenizers.Encoding, count: int) -> str:
+    """The part of a text that its first `count` tokens stand for."""
+    if count == len(encoded):
+        return text
+    span = encoded.token_to_chars(count - 1) if count else None
+    return "" if span is None else text[: span[1]]
+
+
+def _shares(texts: Sequence[tokenizers.Encoding], room: int) -> list[int]:
+    """How many of its tokens each text keeps: `room` in all, the longer text cut first."""
+    counts = [len(text) for text in texts]
+    if sum(counts) <= room:
+        return counts
+    if len(counts) == 1:
+        return [room]
+    first, second = counts
+    if first <= room // 2:
+        return [first, room - first]
+    if second <= room // 2:
+        return [room - second, second]
+    return [room - room // 2, room // 2]

@@ -5,6 +5,7 @@ sequences delays another task's single one by at most one batch.
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -37,6 +38,16 @@ class FairQueue(Generic[Work]):
         """Add a sequence behind those of its task."""
         self._waiting.setdefault(task, deque()).append(waiting)
         self.tokens += waiting.tokens
+
+    def drop(self, unwanted: Callable[[Work], bool]) -> None:
+        """Remove every sequence whose work is unwanted."""
+        for task, queue in list(self._waiting.items()):
+            kept = deque(waiting for waiting in queue if not unwanted(waiting.work))
+            self.tokens -= sum(w.tokens for w in queue) - sum(w.tokens for w in kept)
+            if kept:
+                self._waiting[task] = kept
+            else:
+                del self._waiting[task]
 
     def take(self, budget: int) -> list[Waiting[Work]]:
         """Remove and return the next batch: at most `budget` tokens, but one sequence at least.

@@ -80,13 +80,13 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     """
     console = Console(highlight=False)
     token = server_token(config)
-    processes.check_address(config.host, config.port)
+    address = processes.check_address(config.host, config.port)
     processes.adopt_orphans()
     with processes.Signals() as signals, processes.private_folder() as folder:
         try:
             with startup.progress(console) as step:
                 step("starting Ray")
-                os.environ.update(environment(config, folder))
+                os.environ.update(environment(config, folder, address))
                 _start(config, folder, signals)
                 step(f"loading the backbone and the tasks in {config.replicas} replica(s)")
                 _deploy(config, folder, open_service)
@@ -99,10 +99,10 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
             _stop(signals)
 
 
-def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
+def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, str]:
     """The variables that Ray reads when it is imported or started."""
     block = processes.free_ports(config.replicas + _SPARE_PORTS)
-    return haproxy.environment(folder) | {
+    return haproxy.environment(folder, address, config.port) | {
         # Requests are parsed and answered on the replica's own event loop, and not through a queue.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Everything that Ray opens is for this machine alone, and for who knows the token.
@@ -146,7 +146,8 @@ def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> Non
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options={"host": config.host, "port": config.port},
+        # The front door alone listens to the address that was asked for.
+        http_options={"host": "127.0.0.1", "port": config.port},
         logging_config=_QUIET,
     )
 

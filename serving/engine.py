@@ -125,6 +125,7 @@ class Engine:
         Raises `OverloadedError` where the queue is full, `TooLargeError` where the request could
         never fit, `EngineError` where the engine is closed or dead.
         """
+        assert encodings, "a request without inputs would never be answered"
         prompt = servable.overlay.manifest.prompt.tokens
         lengths = [len(encoding.token_ids) + prompt for encoding in encodings]
         total = sum(lengths)
@@ -140,6 +141,9 @@ class Engine:
         with self._state.lock:
             if self._state.closing or not self._thread.is_alive():
                 raise EngineError("the engine has stopped; this server is shutting down")
+            if self._state.queue.tokens + total > self._max_queued_tokens:
+                # Callers that have hung up make room first.
+                self._state.queue.drop(lambda sequence: sequence.request.answer.done())
             if self._state.queue.tokens + total > self._max_queued_tokens:
                 raise OverloadedError(
                     f"{self._state.queue.tokens} of {self._max_queued_tokens} tokens are waiting; "
@@ -164,7 +168,7 @@ class Engine:
         with self._state.lock:
             self._state.closing = True
             self._state.lock.notify()
-        self._thread.join()
+        self._thread.join(STUCK_S)
 
     def _run(self) -> None:
         # OpenMP keeps this per thread, so it is set in the one that computes.
@@ -186,7 +190,11 @@ class Engine:
                 self._state.lock.wait()
             taken = self._state.queue.take(self._max_batch_tokens)
             self._state.busy_since = time.perf_counter()
-            self._observer.queued(self._state.queue.tokens)
+            waiting_tokens = self._state.queue.tokens
+        try:
+            self._observer.queued(waiting_tokens)
+        except Exception:
+            logger.exception("the observer failed; requests are answered all the same")
         # Cancelled and failed requests have left; their sequences are not worth a forward.
         return [waiting.work for waiting in taken if not waiting.work.request.answer.done()]
 
@@ -212,11 +220,7 @@ class Engine:
             request.rows[sequence.index] = row
             request.missing -= 1
             if not request.missing:
-                probabilities = torch.stack([row for row in request.rows if row is not None])
-                _resolve(
-                    request.answer,
-                    EngineAnswer(probabilities, request.queue_s, request.forward_s),
-                )
+                _resolve(request.answer, _result(request))
 
     def _forward(self, sequences: Sequence[_Sequence]) -> list[Tensor]:
         """One batch over all tasks; probabilities `[C]` per sequence, in the order given."""
@@ -248,6 +252,16 @@ class Engine:
             tokens = batch.segments[-1].rows.stop
             self._observer.batch(counts, tokens, time.perf_counter() - started)
         return result
+
+
+def _result(request: _Request) -> EngineAnswer | EngineError:
+    probabilities = torch.stack([row for row in request.rows if row is not None])
+    if not bool(probabilities.isfinite().all()):
+        return EngineError(
+            f"task {request.servable.task!r} gives no finite answer to these inputs: "
+            "its overlay's numbers are too large"
+        )
+    return EngineAnswer(probabilities, request.queue_s, request.forward_s)
 
 
 def _resolve(answer: "Future[EngineAnswer]", result: EngineAnswer | Exception) -> None:

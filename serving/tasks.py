@@ -5,8 +5,10 @@ replica or command publishes is served by all from their next request on, withou
 """
 
 import logging
-from collections.abc import Callable
+import math
+import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from model_store import artifact
 from model_store.artifact import Overlay
@@ -20,6 +22,22 @@ from serving.errors import UnknownTaskError
 from serving.types import TaskInfo
 
 logger = logging.getLogger("taskbone.tasks")
+
+
+READ_AGAIN_S = 1.0
+"""How long after a version could not be read it is tried again."""
+
+
+class TaskObserver(Protocol):
+    """What the table tells of its tasks; `serving.metrics.Metrics` is one."""
+
+    def prepare(self, task: str) -> None:
+        """A task is there for the first time."""
+        ...
+
+    def tasks(self, count: int) -> None:
+        """So many tasks are loaded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,16 +57,16 @@ class LoadedTask:
 class TaskTable:
     """All loaded tasks by name. For one thread: the event loop's."""
 
-    def __init__(self, store: Store, backbone: Backbone, on_load: Callable[[str], None]) -> None:
-        """`on_load` is called with a task's name when it is there for the first time."""
+    def __init__(self, store: Store, backbone: Backbone, observer: TaskObserver) -> None:
         self._store = store
         self._backbone = backbone
-        self._on_load = on_load
+        self._observer = observer
         self._token: tuple[int, int, int] | None = None
         self._tasks: dict[str, LoadedTask] = {}
         # Versions that cannot be served, so that each is reported once.
         self._refused: set[str] = set()
         self._complaint = ""
+        self._read_again_at = math.inf
 
     def get(self, name: str) -> LoadedTask:
         """The active version of a task. Raises `UnknownTaskError` that lists what there is."""
@@ -67,7 +85,7 @@ class TaskTable:
     def _refresh(self) -> None:
         try:
             token = self._store.state_token()
-            if token == self._token:
+            if token == self._token and time.monotonic() < self._read_again_at:
                 return
             active = self._store.tasks()
         except StoreError as error:
@@ -79,6 +97,7 @@ class TaskTable:
                 logger.error("the store cannot be read; serving what was loaded: %s", error)
             return
         self._complaint = ""
+        self._read_again_at = math.inf
         tasks: dict[str, LoadedTask] = {}
         for name, info in active.items():
             known = self._tasks.get(name)
@@ -86,7 +105,8 @@ class TaskTable:
             if loaded is not None:
                 tasks[name] = loaded
         for name in tasks.keys() - self._tasks.keys():
-            self._on_load(name)
+            self._observer.prepare(name)
+        self._observer.tasks(len(tasks))
         self._tasks = tasks
         # The token of before the read: a change in between is then seen at the next lookup.
         self._token = token
@@ -100,6 +120,8 @@ class TaskTable:
         except BackboneMismatchError:
             return None  # another server's task: a store may hold several backbones
         except ModelStoreError as error:
+            if isinstance(error, StoreError):  # reading failed; perhaps not the next time
+                self._read_again_at = time.monotonic() + READ_AGAIN_S
             if info.digest not in self._refused:
                 self._refused.add(info.digest)
                 logger.error("task %s, version %d cannot be served: %s", name, info.version, error)

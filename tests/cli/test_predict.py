@@ -95,8 +95,8 @@ class TestPredict:
         assert json.loads(succeed("predict", "mood", "x", "--json")) == predictions(["x"])
 
     def test_lines_of_the_standard_input(self, server: FakeServer) -> None:
-        output = succeed("predict", "mood", "-", "--json", text="one\n\ntwo\nthree\n")
-        assert server.asked[0][1] == {"inputs": ["one", "two", "three"]}
+        output = succeed("predict", "mood", "-", "--json", text="one\r\nt\u2028wo\nthree\n")
+        assert server.asked[0][1] == {"inputs": ["one", "t\u2028wo", "three"]}
         assert [item["label"] for item in json.loads(output)["predictions"]] == [
             *("good", "bad", "good")
         ]

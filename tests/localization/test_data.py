@@ -48,6 +48,11 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert rows.labels == tuple(record["label"] for record in RECORDS)
 
 
+def test_a_byte_order_mark_is_no_column(tmp_path: Path) -> None:
+    (tmp_path / "rows.CSV").write_text("\ufeffsentence,label\na,x\n", encoding="utf-8")
+    assert load_rows("rows.CSV", CONFIG, tmp_path, "train").inputs == ("a",)
+
+
 def test_two_columns_give_pairs(tmp_path: Path) -> None:
     _write(tmp_path, ".csv")
     config = DataConfig(train="rows.csv", text=("sentence", "other"))
@@ -70,11 +75,18 @@ def test_a_hugging_face_data_set_is_read_by_its_id(tmp_path: Path) -> None:
     [
         ("none.jsonl", None, "no such file"),
         ("rows.xlsx", "x", "unknown kind of file"),
-        ("rows.jsonl", '{"sentence": "a"\n', "cannot be read"),
+        ("rows.jsonl", '{"sentence": "a"\n', "not JSON"),
         ("rows.jsonl", "[1]\n", "rows.jsonl:1"),
         ("rows.jsonl", '{"sentence": "a"}\n', "row 1 has no 'label'"),
         ("rows.jsonl", '{"sentence": 3, "label": "x"}\n', "a text is expected"),
         ("rows.jsonl", "\n", "no rows"),
+        ("rows.jsonl", "[" * 100_000, "rows.jsonl:1: not JSON"),
+        ("rows.jsonl", '{"sentence": "\\ud83d", "label": "x"}\n', "surrogate"),
+        ("rows.jsonl", '{"sentence": "a", "label": NaN}\n', "row 1 has no 'label'"),
+        ("rows.csv", "sentence,label\nhello, world,pos\n", "rows.csv:2: not 2 columns"),
+        ("rows.csv", "sentence,label\nhello,\n", "row 1 has no 'label'"),
+        ("rows.csv", "sentence,label,label\na,b,c\n", "stands twice"),
+        ("rows.parquet", "no parquet", "cannot be read"),
     ],
 )
 def test_what_is_wrong_is_named(

@@ -63,7 +63,7 @@ def test_the_task_is_learned_and_neurons_are_gone(localized: Localized) -> None:
     assert localized.test["dense"].accuracy > 0.8
     assert localized.test["localized"].accuracy > 0.75
     assert localized.overlay.manifest.kept_share < 1
-    assert 1 <= len(localized.trials) <= 5
+    assert 1 <= len(localized.trials) <= 6
 
 
 def test_the_chosen_ratio_is_the_smallest_within_the_margin(localized: Localized) -> None:
@@ -137,6 +137,16 @@ def test_a_damaged_stage_is_computed_again(
     report = Silent()
     _localize(rows, tiny[1], tmp_path, report, search=search)
     assert report.steps == ["inject", "test dense", "test localized"]
+
+
+def test_another_set_of_neurons_is_another_stage(
+    rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localization.selection.MULTIPLE", 1)
+    _localize(rows, tiny[1], tmp_path, search={"keep": 0.496})
+    report = Silent()
+    _localize(rows, tiny[1], tmp_path, report, search={"keep": 0.504})
+    assert "condense-0.50" in report.steps
 
 
 def test_a_verbalizer_answers_with_the_mlm_head(
@@ -213,6 +223,11 @@ def test_pairs(tiny: tuple[Store, Backbone], tmp_path: Path) -> None:
             "not one token",
         ),
         ({"template": ["{text} {mask}"], "verbalizer": {"good": "good"}}, "the rows' labels"),
+        (
+            {"template": ["{text} {mask}"], "verbalizer": {"good": "😀", "bad": "x"}},
+            "not one token",
+        ),
+        ({"template": ["{text} {mask}"], "verbalizer": {"good": "a", "bad": "a"}}, "same word"),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -235,6 +250,12 @@ def test_what_does_not_fit_is_named(
         ("task: mood\ndata: {train: x}\nprompt_token: 3", "prompt_token"),
         ("task: mood\ndata: {train: x}\nread: mask", "needs a template"),
         ("task: mood\ndata: {train: x}\ntemplate: ['{text1} {text2}']", "two columns"),
+        ("task: mood\ndata: {train: x}\ninject: false", "inject: must be on"),
+        ("task: mood\ndata: {train: x}\ngolden: []", "golden"),
+        ("task: mood\ndata: {train: x}\nseed: 1\nseed: 2", "'seed' stands twice"),
+        ("task: mood\ndata: {train: x}\nseed: 99999999999999999999", "seed"),
+        ("task: mood\ndata: {train: x}\ndescription: 2024-13-45", "not YAML"),
+        ("task: " + "[" * 5000, "not YAML"),
     ],
 )
 def test_a_wrong_task_file_is_explained(tmp_path: Path, text: str, message: str) -> None:

@@ -156,6 +156,10 @@ def test_wrong_tensors_are_named(
         (lambda m: m["golden"][0].update(input=["a", "b"]), "takes one text"),
         (lambda m: m.update(ffn_kept=[60, 1, 1]), "exceeds ffn_width"),
         (lambda m: m["head"].update(kind="odd"), "head"),
+        (lambda m: m.update(max_tokens="32"), "max_tokens"),
+        (lambda m: m.update(labels=["", "a", "b"]), "labels.0"),
+        (lambda m: m["golden"][0].update(input="!" * 10_001), "golden.0.input"),
+        (lambda m: m.update(ffn_kept=[-1] * 900), "and 890 more"),
     ],
 )
 def test_wrong_manifest_fields_are_named(
@@ -194,6 +198,20 @@ def test_an_overlay_that_does_not_fit_the_backbone_is_refused(
 def test_what_is_no_artifact_is_refused(backbone: Backbone, data: bytes) -> None:
     with pytest.raises(ManifestError, match="not an artifact"):
         _read(data, backbone)
+
+
+def test_a_key_that_stands_twice_is_refused(backbone: Backbone) -> None:
+    manifest = random_overlay(backbone).manifest.to_json()
+    with pytest.raises(ManifestError, match="'task' stands twice"):
+        Manifest.from_json(manifest[:-1] + ', "task": "other"}')
+
+
+def test_a_shape_that_is_no_number_is_refused(backbone: Backbone) -> None:
+    data = random_artifact(backbone)
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b'"shape":[3,32]', b'"shape":[1e999]', 1)
+    with pytest.raises(ManifestError, match="damaged"):
+        _read(len(header).to_bytes(8, "little") + header + data[8 + size :], backbone)
 
 
 def test_a_safetensors_file_without_manifest_is_refused(backbone: Backbone) -> None:

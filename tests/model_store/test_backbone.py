@@ -209,6 +209,30 @@ def test_no_config_no_tokenizer_no_folder(checkpoint: Path, store: Store, tmp_pa
         store.backbone_path("tiny")
 
 
+def test_adding_again_repairs_and_corrects(checkpoint: Path, store: Store) -> None:
+    path = store.backbone_path(import_checkpoint(str(checkpoint), store).fingerprint)
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(b"damaged")
+    (path / "backbone.json").unlink()
+    _reconfigure(checkpoint, num_attention_heads=2)
+    import_checkpoint(str(checkpoint), store)
+    assert (path / "model.safetensors").read_bytes() == whole
+    assert load_backbone(path).config.heads == 2
+
+
+def test_a_tokenizer_of_another_model_is_named(checkpoint: Path, store: Store) -> None:
+    file = checkpoint / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["zebra"] = 500
+    file.write_text(json.dumps(tokenizer))
+    _refuse(checkpoint, store, "a token 500, the embedding table 120")
+
+
+def test_an_untied_decoder_must_be_there(checkpoint: Path, store: Store) -> None:
+    _reconfigure(checkpoint, tie_word_embeddings=False)
+    _refuse(checkpoint, store, "missing tensor: mlm.decoder.weight")
+
+
 def test_a_damaged_backbone_in_the_store_is_named(checkpoint: Path, store: Store) -> None:
     path = store.backbone_path(import_checkpoint(str(checkpoint), store).fingerprint)
     (path / "model.safetensors").write_bytes(b"")

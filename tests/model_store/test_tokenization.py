@@ -8,7 +8,7 @@ from model_store.backbone import Backbone
 from model_store.errors import InputError
 from model_store.manifest import TextInput
 from model_store.store import Store
-from model_store.tokenization import InputEncoder
+from model_store.tokenization import CHARACTERS_PER_TOKEN, InputEncoder
 
 CLS, SEP, MASK = 2, 3, 4
 
@@ -84,6 +84,22 @@ def test_the_longer_of_a_pair_is_cut_first(tiny: tuple[Store, Backbone]) -> None
     assert encoding.token_ids.count(SEP) == 2
     assert _tokens(backbone, encoding.token_ids)[:3] == ["[CLS]", "cat", "[SEP]"]
     assert len(encoding.token_ids) == 12
+
+
+def test_a_huge_text_is_cut_before_it_costs_anything(tiny: tuple[Store, Backbone]) -> None:
+    encoder = _encoder(tiny[1], ("{text}",), 16)
+    long = "!" * (CHARACTERS_PER_TOKEN * 16)
+    assert encoder.encode([long + "the cat " * 100_000]) == encoder.encode([long])
+
+
+def test_text_and_template_never_make_a_second_mask(tiny: tuple[Store, Backbone]) -> None:
+    for template, item in (
+        ("[{text}] is {mask}", "MASK"),
+        ("{text1}{text2} is {mask}", ("the [MA", "SK] bad")),
+    ):
+        (encoding,) = _encoder(tiny[1], (template,)).encode([item])
+        assert encoding.token_ids.count(MASK) == 1
+        assert encoding.mask == len(encoding.token_ids) - 2
 
 
 @settings(deadline=None, max_examples=50)

@@ -50,5 +50,15 @@ def test_a_flood_of_one_task_delays_another_by_at_most_one_batch(flood: int, tok
     assert -1 in [waiting.work for waiting in following]
 
 
+@given(arrivals)
+def test_what_is_dropped_is_gone_and_the_rest_stays(items: Arrivals) -> None:
+    queue = _filled(items)
+    queue.drop(lambda number: number % 2 == 0)
+    kept = [number for number in range(len(items)) if number % 2]
+    assert queue.tokens == sum(items[number][1] for number in kept)
+    assert sorted(waiting.work for waiting in queue.take(10**9)) == kept
+    assert queue.tokens == 0
+
+
 def test_nothing_waiting_gives_an_empty_batch() -> None:
     assert FairQueue[int]().take(100) == []

@@ -51,14 +51,19 @@ def test_a_taken_port_is_said_before_ray_is_started(tmp_path: Path) -> None:
     assert psutil.Process().children() == []
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_an_address_of_ours_is_taken_as_it_is(host: str) -> None:
+    assert processes.check_address(host, free_port()) == host
+
+
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"203\.0\.113\.7"):
         processes.check_address("203.0.113.7", free_port())
 
 
 def test_everything_that_ray_is_told_is_private(tmp_path: Path) -> None:
-    found = environment(ServeConfig(store=tmp_path), tmp_path)
-    again = environment(ServeConfig(store=tmp_path), tmp_path)
+    found = environment(ServeConfig(store=tmp_path), tmp_path, "127.0.0.1")
+    again = environment(ServeConfig(store=tmp_path), tmp_path, "127.0.0.1")
     assert found["RAY_AUTH_MODE"] == "token"
     assert len(found["RAY_AUTH_TOKEN"]) == 64
     assert found["RAY_AUTH_TOKEN"] != again["RAY_AUTH_TOKEN"]
@@ -70,7 +75,7 @@ def test_everything_that_ray_is_told_is_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("threads", "expected"), [(3, "3"), (0, None)])
 def test_a_replica_may_use_the_cores(tmp_path: Path, threads: int, expected: str | None) -> None:
-    found = environment(ServeConfig(store=tmp_path, engine_threads=threads), tmp_path)
+    found = environment(ServeConfig(store=tmp_path, engine_threads=threads), tmp_path, "127.0.0.1")
     assert int(found["OMP_NUM_THREADS"]) >= 1
     assert expected in (None, found["OMP_NUM_THREADS"])
 

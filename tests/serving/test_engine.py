@@ -1,5 +1,6 @@
 """The engine: right answers from mixed batches, one answer per request, and life after a fault."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
-from model_store.encoder import Encoder
+from model_store.encoder import Encoder, LinearHead
 from model_store.ops import TorchOps
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
@@ -187,6 +188,38 @@ def test_a_cancelled_request_costs_no_forward(setup: Setup) -> None:
         cancelled.result(1)
 
 
+def test_requests_that_left_make_room(setup: Setup) -> None:
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    texts = setup.encode(TEXTS)
+    room = 400 // sum(len(item.token_ids) + 3 for item in texts)
+    for answer in [setup.engine.submit(setup.tasks[0], texts) for _ in range(room)]:
+        answer.cancel()
+    kept = setup.engine.submit(setup.tasks[1], texts)
+    setup.ops.door.set()
+    assert kept.result(30).probabilities.shape == (5, 3)
+
+
+def test_a_failing_observer_stops_no_answer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(tokens: int) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(setup.observed, "queued", fail)
+    answer = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS)).result(30)
+    assert answer.probabilities.shape == (5, 2)
+
+
+def test_an_answer_that_is_no_number_is_an_error(setup: Setup) -> None:
+    overlay = setup.tasks[0].overlay
+    assert overlay.head is not None
+    huge = dataclasses.replace(
+        overlay, head=LinearHead(overlay.head.weight * 3e38, overlay.head.bias)
+    )
+    with pytest.raises(EngineError, match="no finite answer"):
+        setup.engine.submit(Servable("huge", "huge", huge), setup.encode(TEXTS)).result(30)
+
+
 def test_close_answers_what_is_queued_and_then_refuses(tiny: tuple[Store, Backbone]) -> None:
     setup = Setup(tiny[1])
     answers = [setup.engine.submit(servable, setup.encode(TEXTS)) for servable in setup.tasks]
@@ -217,7 +250,7 @@ def test_a_stuck_forward_fails_the_check(setup: Setup, monkeypatch: pytest.Monke
 def test_plans_leave_the_cache_when_it_is_full(tiny: tuple[Store, Backbone]) -> None:
     encoder = fp32_encoder(tiny[1])
     overlays = [random_overlay(tiny[1], seed=seed) for seed in range(3)]
-    room = max(plan_bytes(encoder, overlay) for overlay in overlays) * 2
+    room = max(plan_bytes(overlay.plan(encoder)) for overlay in overlays) * 2
     cache = PlanCache(encoder, room)
     plans = [cache.get(str(number), overlay) for number, overlay in enumerate(overlays)]
     assert cache.bytes <= room

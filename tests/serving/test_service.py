@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,7 +13,12 @@ import torch
 from model_store import artifact
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
-from model_store.errors import ArtifactError, BackboneMismatchError, GoldenMismatchError
+from model_store.errors import (
+    ArtifactError,
+    BackboneMismatchError,
+    GoldenMismatchError,
+    StoreError,
+)
 from model_store.manifest import METADATA_KEY, TextInput
 from model_store.store import Store
 from serving.config import ServeConfig
@@ -165,6 +171,25 @@ def test_a_damaged_version_leaves_the_known_one_in_its_place(
     (store.root / "tasks" / "mood" / "2.safetensors").write_bytes(b"damaged")
     assert _predict(service, "mood", TEXTS) == before
     assert "task mood, version 2 cannot be served" in caplog.text
+
+
+def test_a_version_that_could_not_be_read_is_tried_again(
+    service: Service, place: tuple[Store, Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, backbone = place
+    read = Store.read
+    failures = [StoreError("too many open files")]
+
+    def fail_once(self: Store, *arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Store, "read", fail_once)
+    monkeypatch.setattr("serving.tasks.READ_AGAIN_S", 0.0)
+    _publish(store, backbone, random_overlay(backbone, "mood", seed=9))
+    assert service.task("mood").version == 1
+    assert service.task("mood").version == 2
 
 
 def test_a_damaged_registry_stops_no_answer(
