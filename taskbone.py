@@ -122,9 +122,12 @@ def serve(store: Store, **settings: Any) -> None:
     Example:
         taskbone serve --port 8080 --max-batch-tokens 8192
     """
+    config = ServeConfig.of(store=store.root, **settings)
+    # What would stop every replica is said before the seconds that starting Ray takes.
+    store.backbone(config.backbone)
     from serving.deployment import run
 
-    run(ServeConfig.of(store=store.root, **settings))
+    run(config)
 
 
 # --- localize and evaluate ------------------------------------------------------------------------

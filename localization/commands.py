@@ -18,10 +18,9 @@ from localization.tuning import predict
 from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
 from model_store.encoder import Encoder
-from model_store.errors import NotFoundError
 from model_store.manifest import read_header
 from model_store.ops import TorchOps
-from model_store.store import BackboneInfo, Store
+from model_store.store import Store
 from model_store.tokenization import InputEncoder
 
 
@@ -116,14 +115,8 @@ def evaluate_file(
 
 def open_backbone(store: Store, name: str | None) -> Backbone:
     """The named backbone, or the only one there is. Raises `NotFoundError` that lists them."""
-    known = store.backbones()
-    if name is None:
-        if len(known) != 1:
-            raise NotFoundError(_which(store, known))
-        name = known[0].fingerprint
-    path = store.backbone_path(name)
-    names = {info.fingerprint: info.name for info in known}
-    return load_backbone(path, names.get(path.name, ""))
+    info = store.backbone(name)
+    return load_backbone(store.backbone_path(info.fingerprint), info.name)
 
 
 def resolve_device(device: str) -> str:
@@ -133,13 +126,3 @@ def resolve_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _which(store: Store, known: list[BackboneInfo]) -> str:
-    if not known:
-        return (
-            f"no backbone in the store {store.root}; add one with "
-            "`taskbone store add-backbone <folder or Hugging Face id>`"
-        )
-    names = ", ".join(info.name for info in known)
-    return f"several backbones in the store {store.root} ({names}); name one"

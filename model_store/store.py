@@ -26,7 +26,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from model_store.durable import holds, is_locked, make_folder, put_file, sha256, sync
-from model_store.errors import StoreError
+from model_store.errors import NotFoundError, StoreError
 from model_store.manifest import VerifiedArtifact, describe
 from model_store.registry import BackboneRecord, Registry, VersionRecord
 
@@ -133,6 +133,25 @@ class Store:
         records = self._registry().backbones.items()
         infos = (BackboneInfo(record.name, known, record.bytes) for known, record in records)
         return sorted(infos, key=lambda info: info.name)
+
+    def backbone(self, name_or_fingerprint_prefix: str | None) -> BackboneInfo:
+        """The named backbone, or with None the only one there is.
+
+        Raises `NotFoundError` that lists the backbones, or says how to add the first.
+        """
+        known = self.backbones()
+        if name_or_fingerprint_prefix is not None:
+            fingerprint = self.backbone_path(name_or_fingerprint_prefix).name
+            return next(info for info in known if info.fingerprint == fingerprint)
+        if len(known) == 1:
+            return known[0]
+        if not known:
+            raise NotFoundError(
+                f"no backbone in the store {self.root}; add one with "
+                "`taskbone store add-backbone <folder or Hugging Face id>`"
+            )
+        names = ", ".join(info.name for info in known)
+        raise NotFoundError(f"several backbones in the store {self.root} ({names}); name one")
 
     def backbone_path(self, name_or_fingerprint_prefix: str) -> Path:
         """The folder of a backbone. Raises `NotFoundError` that lists the backbones."""

@@ -75,19 +75,9 @@ class Service:
         Raises `ConfigError` or a `ModelStoreError` where the store does not fit the settings.
         """
         store = Store(config.store)
-        name = config.backbone
-        known = store.backbones()
-        if name is None:
-            if len(known) != 1:
-                names = ", ".join(info.name for info in known) or "none"
-                raise ConfigError(
-                    f"the store {config.store} has {len(known)} backbones ({names}); "
-                    "name one, or add one with `taskbone store add-backbone`"
-                )
-            name = known[0].fingerprint
-        path = store.backbone_path(name)
-        names_of = {info.fingerprint: info.name for info in known}
-        service = cls(config, store, load_backbone(path, names_of[path.name]), metrics)
+        info = store.backbone(config.backbone)
+        backbone = load_backbone(store.backbone_path(info.fingerprint), info.name)
+        service = cls(config, store, backbone, metrics)
         service.warm_up()
         return service
 

@@ -13,8 +13,11 @@ from tests.cli.running import fail, succeed
 
 class TestServe:
     @pytest.fixture
-    def served(self, monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
+    def served(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
         """The configs that servers were started with, instead of starting them."""
+        with store.staging() as folder:
+            (folder / "any").write_text("file")
+            store.add_backbone("ab" * 32, "other", folder)
         configs: list[ServeConfig] = []
         monkeypatch.setattr("serving.deployment.run", configs.append)
         return configs
@@ -38,6 +41,13 @@ class TestServe:
         succeed("serve", *options, "--no-auth")
         assert served == [ServeConfig(store=store.root, auth=False, **changed)]
         assert changed.keys() | {"store", "auth"} == ServeConfig.model_fields.keys()
+
+    def test_no_backbone_is_said_before_anything_starts(
+        self, served: list[ServeConfig], tmp_path: Path
+    ) -> None:
+        assert "add-backbone" in fail("serve", "--store", tmp_path / "empty")
+        assert "no backbone 'absent'" in fail("serve", "--backbone", "absent")
+        assert served == []
 
     def test_a_wrong_setting_is_named(self, store: Store, served: list[ServeConfig]) -> None:
         assert "replicas" in fail("serve", "--replicas", "0")
