@@ -78,7 +78,7 @@ SERVE_HELP = {
     "replicas": "Processes that answer requests.",
     "device": "Where to compute; auto takes CUDA where there is one.",
     "precision": "Number format; auto takes bf16 where the processor has it.",
-    "engine_threads": "Threads of one replica's forward; 0 for all cores but one.",
+    "engine_threads": "Threads of one replica's forward; 0 for all cores.",
     "max_batch_tokens": "Most tokens in one forward.",
     "max_queued_tokens": "Most tokens waiting; more are answered with 503.",
     "max_inputs": "Most inputs in one request.",

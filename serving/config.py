@@ -42,7 +42,7 @@ class ServeConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     engine_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of one replica's forward; 0: all cores but one, which is left to HTTP."""
+    """Threads of one replica's forward; 0: all cores."""
     max_batch_tokens: Count = 4096
     max_queued_tokens: Count = 65536
     max_inputs: Count = 128
@@ -56,7 +56,7 @@ class ServeConfig(Frozen):
     @property
     def threads(self) -> int:
         """`engine_threads`, the 0 filled in."""
-        return self.engine_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+        return self.engine_threads or len(os.sched_getaffinity(0))
 
     @classmethod
     def of(cls, **settings: Any) -> Self:

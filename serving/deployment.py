@@ -119,8 +119,9 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_enable_worker_prestart": "0",
         # Ray would let every other process of the machine go first.
         "RAY_worker_niceness": "0",
-        # Ray would set it to 1 for replicas, which reserve no core.
-        "OMP_NUM_THREADS": str(config.threads),
+        # The engine's thread sets its own number. If other threads made teams of their own, OpenMP
+        # would count more threads than cores, and each of ours would sleep between operations.
+        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -16,7 +16,7 @@ from model_store.ops import Ffn, Linear, Norm, Run, bucket, torch_attention
 ROWS_EXPECTED = 256
 """What oneDNN is told to choose a weight layout for; the layouts differ little above 64 rows."""
 
-NEURONS = 64
+NEURONS = 128
 """Neuron counts are filled up to a multiple of this, so that tasks share oneDNN's kernels."""
 
 # oneDNN's name for an activation, and for its algorithm.
