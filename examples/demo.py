@@ -95,7 +95,7 @@ def show_answers(console: Console, port: int, token: str, names: list[str]) -> N
             shown,
             best["label"],
             f"{best['score']:.2f}",
-            f"{body['timings_ms']['total']:.1f}",
+            f"{body['timings_ms']['total_ms']:.1f}",
         )
     console.print(table)
 

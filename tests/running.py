@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +106,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, log: Path) -> Iterator[Server]:
-    """Start a server that is told its port by the command; wait until it says that it answers."""
+def running(
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    ready: str = "Taskbone answers at",
+) -> Iterator[Server]:
+    """Start a server that is told its port by the command; wait until it prints `ready`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
-            env=os.environ | {"TASKBONE_TOKEN": TOKEN},
+            env={**os.environ, "TASKBONE_TOKEN": TOKEN, **(environment or {})},
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -121,7 +127,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[Server]:
     server = Server(process, port, log)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while "Taskbone answers at" not in server.output:
+        while ready not in server.output:
             assert process.poll() is None, f"the server ended:\n{server.output}"
             assert time.monotonic() < deadline, f"the server does not answer:\n{server.output}"
             time.sleep(0.1)

@@ -150,3 +150,16 @@ def test_every_replica_answers_with_a_new_version_at_once(
 
 def _pairs(data: bytes) -> bool:
     return manifest_of(data).takes_pairs
+
+
+def test_the_demo_shows_every_task_answering(tmp_path: Path, overlays: dict[str, bytes]) -> None:
+    """What `make run` starts."""
+    port = free_port()
+    settings = {"TASKBONE_STORE": str(tmp_path / "store"), "TASKBONE_PORT": str(port)}
+    with running(["examples/demo.py"], port, tmp_path / "log", settings, "Ctrl-C stops") as server:
+        table = server.output.split("Every task, answered from one backbone")[1]
+        for task, data in overlays.items():
+            (line,) = (line for line in table.splitlines() if f" {task} " in line)
+            assert any(label in line for label in manifest_of(data).labels), line
+        assert server.stop(signal.SIGINT) == []
+    assert server.process.returncode == 0

@@ -99,16 +99,14 @@ def test_the_map_names_every_file() -> None:
         for file in sorted((ROOT / package).glob("*.py"))
         if file.name != "__init__.py"
     ]
-    text = blocks("")[-1]
     for package in packages:
-        part = text[text.index(f"\n{package}/") :].split("\n")[1:]
         named = []
-        for line in part:
+        for line in README[README.index(f"\n{package}/  ") + 1 :].splitlines()[1:]:
             if not line.startswith("  "):
                 break
-            named += re.findall(r"\w+\.py", line.split("  ")[1] + line)
+            named += re.findall(r"\w+\.py", line)
         there = {file.name for file in files if file.parent.name == package}
-        assert set(named) == there
+        assert set(named) == there, package
 
 
 def test_its_links_lead_somewhere() -> None:
