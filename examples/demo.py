@@ -41,18 +41,21 @@ def main() -> int:
         names = prepare(Store(folder))
     config = ServeConfig(store=folder, port=port)
     command = ["serve", "--store", str(folder), "--port", str(port), "--backbone", BACKBONE]
-    server = subprocess.Popen([sys.executable, "-m", "taskbone", *command], cwd=ROOT)
+    # In a session of its own, so that a signal reaches it through us, once, from wherever it comes.
+    server = subprocess.Popen(
+        [sys.executable, "-m", "taskbone", *command], cwd=ROOT, start_new_session=True
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if wait_until_ready(server, port):
             show_answers(console, port, server_token(config) or "", names)
             console.print("Ctrl-C stops the server.")
         return server.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to the server, too
-        return wait_for_end(server)
+    except KeyboardInterrupt:
+        return end(server)
     finally:
         if server.poll() is None:
-            server.send_signal(signal.SIGINT)
-            wait_for_end(server)
+            end(server)
 
 
 def wait_until_ready(server: "subprocess.Popen[bytes]", port: int) -> bool:
@@ -100,9 +103,10 @@ def show_answers(console: Console, port: int, token: str, names: list[str]) -> N
     console.print(table)
 
 
-def wait_for_end(server: "subprocess.Popen[bytes]") -> int:
-    """The server's exit status, however often Ctrl-C is pressed."""
+def end(server: "subprocess.Popen[bytes]") -> int:
+    """Stop the server, passing every further Ctrl-C on to it; gives its exit status."""
     while True:
+        server.send_signal(signal.SIGINT)
         try:
             return server.wait()
         except KeyboardInterrupt:

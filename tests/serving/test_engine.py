@@ -158,6 +158,24 @@ def test_the_servers_own_trials_are_not_observed(setup: Setup) -> None:
     assert [counts for counts, _ in setup.observed.batches] == [{"two": 5}]
 
 
+def test_the_engine_computes_with_its_number_of_threads(tiny: tuple[Store, Backbone]) -> None:
+    here = torch.get_num_threads()
+    seen: list[int] = []
+
+    class Counting(Observed):
+        def queued(self, tokens: int) -> None:
+            seen.append(torch.get_num_threads())
+
+    encoder = fp32_encoder(tiny[1])
+    limits = {"max_batch_tokens": 200, "max_queued_tokens": 400, "threads": here + 1}
+    engine = Engine(encoder, PlanCache(encoder, 1 << 20), Counting(), **limits)
+    overlay = random_overlay(tiny[1])
+    texts = InputEncoder(tiny[1].tokenizer, tiny[1].config, ["{text}"], 32).encode(TEXTS)
+    engine.submit(Servable("one", "one", overlay), texts).result(30)
+    engine.close()
+    assert seen == [here + 1]
+
+
 def test_a_request_that_never_fits_is_too_large(setup: Setup) -> None:
     with pytest.raises(TooLargeError, match="400"):
         setup.engine.submit(setup.tasks[0], setup.encode(TEXTS * 20))
