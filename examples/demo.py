@@ -45,7 +45,8 @@ def main() -> int:
     server = subprocess.Popen(
         [sys.executable, "-m", "taskbone", *command], cwd=ROOT, start_new_session=True
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # also where a shell has us ignore them
+        signal.signal(kind, signal.default_int_handler)
     try:
         if wait_until_ready(server, port):
             show_answers(console, port, server_token(config) or "", names)
