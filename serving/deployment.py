@@ -31,6 +31,7 @@ OpenService = Callable[[ServeConfig, "Metrics"], "Service"]
 
 NAME = "taskbone"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
+_RAY = "r"
 _LOG = "replicas.log"
 _SPARE_PORTS = 16
 GRACE_S = 20
@@ -141,7 +142,8 @@ def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> Non
         object_store_memory=80 * MIB,
         logging_level=logging.ERROR,
         log_to_driver=False,
-        _temp_dir=str(folder),
+        # Ray opens this folder to everybody; the one around it stays ours alone.
+        _temp_dir=str(folder / _RAY),
     )
     signals.install()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

@@ -31,7 +31,7 @@ _LONGEST_FOLDER = 24
 def private_folder() -> Iterator[Path]:
     """A folder that only this user can enter, with a short path; removed at the end."""
     root = Path(tempfile.gettempdir())
-    if len(str(root / "taskbone-12345678")) > _LONGEST_FOLDER:
+    if len(str(root / "taskbone-12345678" / "r")) > _LONGEST_FOLDER:
         root = _SHORT_ROOT
     folder = Path(tempfile.mkdtemp(prefix="taskbone-", dir=root))
     try:

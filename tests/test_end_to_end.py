@@ -1,6 +1,7 @@
 """The real `taskbone serve` with the real backbone and the ready-made overlays, start to end."""
 
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def test_one_server_from_start_to_end(store: Path, overlays: dict[str, bytes]) -
         check_errors(server, "seventh")
         assert server.predict(source, "text" if not _pairs(overlays[source]) else [["a", "b"]])
         folder = server.folder
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "nobody else may look in"
         assert server.stop(signal.SIGINT) == []
     assert server.process.returncode == 0
     assert not folder.exists()
