@@ -5,6 +5,7 @@ queue -> an answer with its timings.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,20 @@ from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
 from serving.config import ServeConfig
 from serving.engine import Engine
-from serving.errors import ConfigError, InvalidInputError, OverloadedError, TooLargeError
+from serving.errors import (
+    ConfigError,
+    EngineError,
+    InvalidInputError,
+    OverloadedError,
+    TooLargeError,
+)
 from serving.metrics import Metrics
 from serving.ops_onednn import OneDnnOps
 from serving.plans import PlanCache
 from serving.tasks import LoadedTask, TaskTable, load_task
 from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
+
+logger = logging.getLogger("taskbone.service")
 
 GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}
 """Largest difference of a golden probability from its fp32 value, by the engine's precision."""
@@ -84,14 +93,20 @@ class Service:
     def warm_up(self) -> None:
         """Build the plans, and run every task at the usual lengths: a shape's first time is slow.
 
-        What is compiled for one task serves others too, so this is bounded whatever their number.
+        A task that fails here is reported and stays: its trouble must not stop the others' server.
         """
         for task in self._tasks.all():
-            (one,) = task.texts.encode([task.manifest.golden[0].input])
-            for length in range(WARM_STEP, min(WARM_UP_TO, task.info.max_tokens) + 1, WARM_STEP):
-                words = one.token_ids * length
-                encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
-                self._engine.submit(task.servable, [encoding], observed=False).result()
+            try:
+                self._warm_up(task)
+            except (EngineError, InputError) as error:
+                logger.error("task %s cannot be tried: %s", task.info.task, error)
+
+    def _warm_up(self, task: LoadedTask) -> None:
+        (one,) = task.texts.encode([task.manifest.golden[0].input])
+        for length in range(WARM_STEP, min(WARM_UP_TO, task.info.max_tokens) + 1, WARM_STEP):
+            words = one.token_ids * length
+            encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
+            self._engine.submit(task.servable, [encoding], observed=False).result()
 
     async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer:
         """Answer all inputs. Raises `ServingError`s that say whose fault it is."""

@@ -1,6 +1,7 @@
 """The service without HTTP: right answers, registration in every outcome, a changing store."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from model_store import artifact
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
+from model_store.encoder import LinearHead
 from model_store.errors import (
     ArtifactError,
     BackboneMismatchError,
@@ -191,6 +193,22 @@ def test_a_version_that_could_not_be_read_is_tried_again(
     _publish(store, backbone, random_overlay(backbone, "mood", seed=9))
     assert service.task("mood").version == 1
     assert service.task("mood").version == 2
+
+
+def test_a_task_that_fails_in_the_warm_up_stops_no_server(
+    place: tuple[Store, Backbone], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, backbone = place
+    overlay = random_overlay(backbone, "huge")
+    assert overlay.head is not None
+    head = LinearHead(overlay.head.weight.sign() * 3e38, overlay.head.bias)
+    _publish(store, backbone, dataclasses.replace(overlay, head=head))
+    service = _open(store)
+    try:
+        assert "task huge cannot be tried" in caplog.text
+        assert len(_predict(service, "mood", TEXTS)) == 3
+    finally:
+        service.close()
 
 
 def test_a_damaged_registry_stops_no_answer(
