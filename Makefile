@@ -36,7 +36,7 @@ test: setup ## Run all tests
 bench: setup ## Measure speed and, with DATA=folder, accuracy
 	$(IN_VENV) benchmarks.server
 ifneq ($(DATA),)
-	$(IN_VENV) benchmarks.quality --data $(DATA)
+	$(IN_VENV) benchmarks.quality --data $(DATA) --out docs/results
 else
 	@echo "The quality benchmark needs the data sets: make bench DATA=folder"
 endif

@@ -5,7 +5,7 @@ the packages, imported inside the commands so that asking for help loads neither
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
@@ -17,6 +17,9 @@ from model_store.store import Store
 from model_store.tables import shortened, show_json, show_table, working
 from serving.config import TOKEN_FILE, ServeConfig, server_token
 from serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __version__ = "0.1.0"
 
@@ -134,7 +137,13 @@ def serve(store: Store, **settings: Any) -> None:
 
 
 @cli.command()
-@click.argument("task_file", metavar="TASK.yaml", type=click.Path(path_type=Path))
+@click.argument(
+    "task_files",
+    metavar="TASK.yaml...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
 @store_option
 @click.option(
     "--data",
@@ -149,7 +158,7 @@ def serve(store: Store, **settings: Any) -> None:
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write the artifact to.  [default: in runs, under the task's name]",
+    help="File to write the artifact to, for one TASK.yaml.  [default: in runs, under its name]",
 )
 @click.option(
     "--publish/--no-publish",
@@ -158,14 +167,22 @@ def serve(store: Store, **settings: Any) -> None:
     help="Whether to publish the result in the store and make it the active version.",
 )
 @device_option
+@click.option("--parallel", is_flag=True, help="Localize the tasks at once, with Ray.")
+@click.option(
+    "--cpus-per-task",
+    type=click.IntRange(min=1),
+    help="With --parallel: CPUs, and so threads, of each task.  [default: 1]",
+)
 def localize(
-    task_file: Path,
+    task_files: tuple[Path, ...],
     store: Store,
     data: Path | None,
     work_dir: Path | None,
     output: Path | None,
     publish: bool,
     device: str,
+    parallel: bool,
+    cpus_per_task: int | None,
 ) -> None:
     """Find the overlay of a task: the neurons it needs, a soft prompt, and a head.
 
@@ -173,24 +190,57 @@ def localize(
     the whole network on the same rows, and published. A run that was interrupted goes on where it
     stopped when it is started again.
 
+    Several tasks run one after another, or with --parallel at once: as many as there are cores, and
+    on CUDA as many as there are GPUs. One that fails does not stop the others. With RAY_ADDRESS set
+    they run on that Ray cluster, whose machines must all have taskbone installed and reach the
+    store, the data, the work folder and the folder runs under the same paths as this one.
+
     \b
     Example:
         taskbone localize examples/tasks/sst2.yaml --data data --output sst2.safetensors
+        taskbone localize examples/tasks/*.yaml --data data --parallel
     """
+    if output is not None and len(task_files) > 1:
+        raise click.UsageError(f"--output names one file; {len(task_files)} tasks were given")
+    if cpus_per_task is not None and not parallel:
+        raise click.UsageError("--cpus-per-task goes with --parallel")
     from rich.console import Console
 
+    console = Console()
+    options: dict[str, Any] = {
+        **{"store": store, "data": data, "work_dir": work_dir, "output": output},
+        **{"publish": publish, "device": device},
+    }
+    if len(task_files) > 1 or parallel:
+        localize_many(task_files, options, console, (cpus_per_task or 1) if parallel else None)
+        return
     from localization.commands import localize_file
 
-    localize_file(
-        task_file,
-        store=store,
-        data=data,
-        work_dir=work_dir,
-        output=output,
-        publish=publish,
-        device=device,
-        console=Console(),
-    )
+    localize_file(task_files[0], **options, console=console)
+
+
+def localize_many(
+    task_files: Sequence[Path], options: dict[str, Any], console: "Console", cpus: int | None
+) -> None:
+    """Localize several tasks, at once where each has `cpus`; print a table, fail if one failed."""
+    from localization import batch
+
+    assignments, outcomes = batch.read_assignments(task_files, **options)
+    for outcome in outcomes:
+        click.echo(batch.failure_line(outcome))
+    if cpus is None:
+        outcomes += batch.localize_in_turn(assignments, console)
+    else:
+        from localization.parallel import localize_at_once
+
+        outcomes += localize_at_once(assignments, cpus, console)
+    outcomes.sort(key=lambda outcome: task_files.index(outcome.file))
+    show_table(batch.TABLE_TITLE, batch.TABLE_HEADS, batch.table_rows(outcomes))
+    failed = [str(outcome.file) for outcome in outcomes if outcome.failure]
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(outcomes)} tasks failed: {', '.join(failed)}"
+        )
 
 
 @cli.command()

@@ -21,13 +21,18 @@ from examples.ready_made import BACKBONE, prepare  # noqa: E402 - found through 
 from model_store.store import Store  # noqa: E402
 from serving.config import ServeConfig, server_token  # noqa: E402
 
-# One input of our own per ready-made task; a pair for the task that compares two sentences.
+# One input of our own per ready-made task; a pair for tasks that compare two texts.
 QUESTIONS: dict[str, str | list[str]] = {
     "sst2": "A warm, funny film that I did not want to end.",
     "agnews": "The central bank raised interest rates for the third time this year.",
     "trec6": "Who built the first bridge over the river ?",
     "sms_spam": "Congratulations! You have won a cruise. Reply YES to claim your prize now.",
     "banking77": "The machine kept my card, what shall I do?",
+    "imdb": "I watched it twice in one week, and it made me laugh both times. Go and see it.",
+    "cola": "The letter was by the postman yesterday bring.",
+    "cb": ["I hope that the shop opens on Friday.", "the shop opens on Friday"],
+    "rte": ["The shop in Oak Street opened on Friday with music.", "A shop opened in Oak Street."],
+    "qnli": ["When does the shop open?", "The shop in Oak Street opens at nine on weekdays."],
     "mrpc": ["The shop will open at nine on Friday .", "On Friday , the shop opens at nine ."],
 }
 

@@ -1,66 +1,74 @@
-"""Scores every feed-forward neuron's part in a task: the pipeline's step `quantify`.
+"""Scores every neuron's and head's part in a task: the pipeline's step `quantify`.
 
-`A_i(x) = h_i * dP(y|x)/dh_i`, h after the activation (Skeleton, section 4.1), and the scores that
-the paper compares it with. Knows nothing of how many neurons are kept.
+`A_i(x) = h_i * dP(y|x)/dh_i`, h after the activation (Skeleton, section 4.1), for heads the same of
+a gate on what attention gives (Pruning-Adapter), and the scores that the papers compare with.
+Knows nothing of how much is kept.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from localization.config import AttributionConfig
-from localization.tuning import Examples, Network, Progress, Tuned
+from localization.network import Examples, Network, Progress, Tuned
+from model_store.backbone import EncoderConfig
 from model_store.encoder import Encoder
-from model_store.ops import Linear, TorchOps
 from model_store.packing import Batch, Item, pack
+from model_store.plan import Part
 
 ROWS_AT_ONCE = 16
 
-
-class _RecordingOps(TorchOps):
-    """Plain torch that keeps every activation h of the feed-forward networks, to ask for dP/dh."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__(torch.float32, device)
-        self.activations: list[Tensor] = []
-
-    def linear(self, x: Tensor, linear: Linear) -> Tensor:
-        y = super().linear(x, linear)
-        if linear.activation is not None:
-            if not y.requires_grad:
-                y.requires_grad_()
-            self.activations.append(y)
-        return y
+Scores = Mapping[Part, Tensor]
+"""Per part `[L, width]`, larger is more important; `heads` has one score per head."""
 
 
-def score_neurons(
+class _Recorder:
+    """A gate that changes nothing and keeps every activation, to ask for its gradient."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self.activations: dict[tuple[Part, int], Tensor] = {}
+
+    def __call__(self, layer: int, part: Part, x: Tensor) -> Tensor:
+        if part in self._parts:
+            if not x.requires_grad:
+                x.requires_grad_()
+            self.activations[part, layer] = x
+        return x
+
+
+def score_units(
     network: Network,
     tuned: Tuned,
     examples: Examples,
     config: AttributionConfig,
+    parts: Sequence[Part],
     seed: int,
     progress: Progress,
-) -> Tensor:
-    """Scores `[L, F]`, larger is more important, summed over the first `config.rows` rows.
+) -> dict[Part, Tensor]:
+    """Scores per part, `[L, width]`, summed over the first `config.rows` rows.
 
     `network` must be in fp32: products of small gradients do not survive fewer bits.
     """
     encoder = network.encoder
+    widths = {part: _width(encoder.config, part) for part in parts}
     if config.score == "random":
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(encoder.config.layers, encoder.config.ffn, generator=generator)
-    total = torch.zeros(encoder.config.layers, encoder.config.ffn)
+        return {
+            part: torch.rand(encoder.config.layers, width, generator=generator)
+            for part, width in widths.items()
+        }
+    if config.score == "magnitude":
+        return {part: _magnitudes(encoder, part) for part in parts}
+    total = {part: torch.zeros(encoder.config.layers, width) for part, width in widths.items()}
     count = min(config.rows, len(examples))
     for first in range(0, count, ROWS_AT_ONCE):
         rows = range(first, min(first + ROWS_AT_ONCE, count))
-        total += torch.stack(
-            [
-                per_row.sum(dim=0).cpu()
-                for per_row in row_scores(network, tuned, examples, rows, config)
-            ]
-        )
+        for part, layers in row_scores(network, tuned, examples, rows, config, parts).items():
+            total[part] += torch.stack([per_row.sum(dim=0).cpu() for per_row in layers])
         progress(rows.stop, count, f"{rows.stop} rows")
     return total
 
@@ -71,41 +79,76 @@ def row_scores(
     examples: Examples,
     rows: Sequence[int],
     config: AttributionConfig,
-) -> list[Tensor]:
-    """Per layer the scores of each row, `[len(rows), F]`, tokens reduced; rows in packed order."""
-    ops = _RecordingOps(network.encoder.ops.device)
-    recording = dataclasses.replace(
-        network, encoder=Encoder(network.encoder.config, network.encoder.tensors, ops)
-    )
-    plan = recording.plan(tuned)
+    parts: Sequence[Part] = ("ffn_in",),
+) -> dict[Part, list[Tensor]]:
+    """Per part and layer each row's scores, `[len(rows), width]`; rows in packed order."""
+    recorder = _Recorder(parts)
+    plan = dataclasses.replace(network.plan(tuned), gate=recorder)
     batch = pack([Item(examples.encodings[row], 0) for row in rows], [plan.layout])
-    (logits,) = recording.encoder.forward(batch, [plan])
+    (logits,) = network.encoder.forward(batch, [plan])
     classes = examples.classes[[rows[index] for index in batch.order]].to(logits.device)
-    chosen = logits.softmax(dim=1).gather(1, classes[:, None]).sum()
-    gradients = torch.autograd.grad(chosen, ops.activations)
-    result = []
-    for layer, (h, gradient) in enumerate(zip(ops.activations, gradients, strict=True)):
-        per_token = _score(h.detach(), gradient, config)
+    if config.score in ("taylor", "fisher"):
+        target = F.cross_entropy(logits, classes, reduction="sum")
+    else:
+        target = logits.softmax(dim=1).gather(1, classes[:, None]).sum()
+    recorded = recorder.activations
+    gradients = torch.autograd.grad(target, list(recorded.values()))
+    result: dict[Part, list[Tensor]] = {part: [] for part in parts}
+    for (part, layer), h, gradient in zip(recorded, recorded.values(), gradients, strict=True):
         last = layer == network.encoder.config.layers - 1
-        result.append(_over_tokens(per_token, _sequences(batch, last), batch.sequences, config))
+        # The last layer's keys and values are of all rows, everything else of read rows alone.
+        sequence = _sequences(batch, last and part not in ("k", "v"))
+        per_token = _score(h.detach(), gradient, config)
+        if part == "heads":  # a head's gate multiplies all its d values
+            per_token = per_token.view(len(per_token), network.encoder.config.heads, -1).sum(dim=2)
+        if not config.signed and config.score != "fisher":
+            per_token = per_token.abs()
+        result[part].append(_over_tokens(per_token, sequence, batch.sequences, config))
     return result
 
 
+def _width(config: EncoderConfig, part: Part) -> int:
+    if part == "heads":
+        return config.heads
+    return config.ffn if part == "ffn_in" else config.hidden
+
+
 def _score(h: Tensor, gradient: Tensor, config: AttributionConfig) -> Tensor:
-    if config.score == "attribution":
-        score = h * gradient
-    elif config.score == "activation":
-        score = h
-    elif config.score == "gradient":
-        score = gradient
-    else:
-        raise ValueError(f"unknown score {config.score!r}")
-    return score if config.signed else score.abs()
+    if config.score in ("attribution", "taylor", "fisher"):
+        return h * gradient
+    if config.score == "activation":
+        return h
+    if config.score == "gradient":
+        return gradient
+    raise ValueError(f"unknown score {config.score!r}")
 
 
-def _sequences(batch: Batch, last_layer: bool) -> Tensor:
-    """The sequence that each row belongs to; the last layer has read rows alone."""
-    if last_layer:
+def _magnitudes(encoder: Encoder, part: Part) -> Tensor:
+    """Norms of the weights that a unit would take away, `[L, width]`; no data needed."""
+    config, result = encoder.config, []
+    for layer in range(config.layers):
+        name = f"layers.{layer}"
+        if part == "ffn_in":
+            w_in = encoder.tensors[f"{name}.ffn_in.weight"].float()
+            w_out = encoder.tensors[f"{name}.ffn_out.weight"].float()
+            norms = w_in.norm(dim=1) * w_out.norm(dim=1)
+        elif part == "heads":
+            weight = encoder.tensors[f"{name}.attention_out.weight"].float()
+            norms = weight.view(config.hidden, config.heads, -1).norm(dim=(0, 2))
+        elif part == "o":
+            norms = encoder.tensors[f"{name}.attention_out.weight"].float().norm(dim=1)
+        elif part == "ffn_out":
+            norms = encoder.tensors[f"{name}.ffn_out.weight"].float().norm(dim=0)
+        else:
+            weight = encoder.tensors[f"{name}.qkv.weight"].float()
+            norms = weight.norm(dim=1).view(3, config.hidden)["qkv".index(part)]
+        result.append(norms.cpu())
+    return torch.stack(result)
+
+
+def _sequences(batch: Batch, read_rows: bool) -> Tensor:
+    """The sequence that each row belongs to: of all packed rows, or of the read rows alone."""
+    if read_rows:
         return batch.read_sequence
     lengths = torch.tensor([run.keys for run in batch.runs for _ in range(run.count)])
     return torch.repeat_interleave(torch.arange(batch.sequences), lengths)
@@ -114,7 +157,10 @@ def _sequences(batch: Batch, last_layer: bool) -> Tensor:
 def _over_tokens(
     scores: Tensor, sequence: Tensor, sequences: int, config: AttributionConfig
 ) -> Tensor:
-    """`[rows, F] -> [B, F]`"""
+    """`[rows, width] -> [B, width]`"""
+    if config.score == "fisher":  # the square of the gate's gradient (Kwon et al. 2022)
+        totals = scores.new_zeros(sequences, scores.shape[1])
+        return totals.index_add(0, sequence.to(scores.device), scores).square()
     kind = {"sum": "sum", "mean": "mean", "max": "amax"}[config.tokens]
     index = sequence.to(scores.device)[:, None].expand_as(scores)
     return scores.new_zeros(sequences, scores.shape[1]).scatter_reduce(

@@ -2,24 +2,32 @@
 
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markup import escape
+from torch import Tensor
 
 from localization.config import DataConfig, read_task_file
-from localization.console import ConsoleReporter, summary_table
+from localization.console import ConsoleReporter, repeats_table, summary_table
 from localization.data import load_dataset, load_rows
 from localization.errors import ConfigError, DataError
 from localization.evaluation import Evaluation, evaluate
-from localization.pipeline import Localized, localize
-from localization.tuning import predict
+from localization.job import Reporter
+from localization.network import predict
+from localization.page.report import render
+from localization.pipeline import localize
+from localization.results import Localized
+from localization.summary import summarize
 from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
 from model_store.encoder import Encoder
+from model_store.errors import ModelStoreError
 from model_store.manifest import read_header
-from model_store.ops import TorchOps
+from model_store.ops import fast_bf16
+from model_store.ops_onednn import fastest_ops
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
 
@@ -34,39 +42,74 @@ def localize_file(
     publish: bool,
     device: str,
     console: Console,
+    report: Reporter | None = None,
 ) -> Localized:
     """Localize the task of a task file; write the artifact to `output`, publish it where asked.
 
+    A page with everything that was found is written beside the artifact.
+
     `data` is the folder that the task file's data paths are relative to; None: the task file's own.
+    `report`: where progress goes; None: bars on the console.
     """
     config = read_task_file(task_file)
+    root = data or task_file.parent
+    if config.existing is not None:
+        config = config.model_copy(update={"existing": str((root / config.existing).absolute())})
     backbone = open_backbone(store, config.backbone)
-    dataset = load_dataset(config.data, data or task_file.parent, config.seed)
-    console.print(
-        f"[bold]{config.task}[/] on {escape(backbone.name)}: {len(dataset.labels)} classes, "
-        f"{len(dataset.train)} rows to tune on, {len(dataset.validation)} to validate, "
-        f"{len(dataset.test)} to test"
-    )
     target = output or Path("runs") / config.task / f"{config.task}.safetensors"
     try:  # before the work, not after it
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the folder {target.parent} cannot be made: {error.strerror}") from None
     command = shlex.join(["taskbone", "localize", task_file.name])
-    with ConsoleReporter(console) as report:
-        work = (work_dir or Path("runs")) / config.task
-        result = localize(config, backbone, dataset, work, command, resolve_device(device), report)
-    written = artifact.write(result.overlay)
-    verified = artifact.verify(written, backbone.config, backbone.fingerprint)
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(written)
-    os.replace(temporary, target)  # noqa: PTH105 - the atomic call by its name
+    work = (work_dir or Path("runs")) / config.task
+    results = []
+    with nullcontext(report) if report is not None else ConsoleReporter(console) as reporter:
+        for seed in range(config.seed, config.seed + config.repeats):
+            one = config.model_copy(update={"seed": seed})
+            dataset = load_dataset(one.data, root, seed)
+            reporter.note(
+                f"[bold]{one.task}[/] on {escape(backbone.name)}: {len(dataset.labels)} classes, "
+                f"{len(dataset.train)} rows to tune on, {len(dataset.validation)} to validate, "
+                f"{len(dataset.test)} to test"
+            )
+            results.append(
+                localize(one, backbone, dataset, work, command, resolve_device(device), reporter)
+            )
+        result = max(results, key=lambda item: item.chosen.tuned.validation)
+        written = artifact.write(result.overlay)
+        verified = artifact.verify(written, backbone.config, backbone.fingerprint)
+        page = render(summarize(result, other_neurons(store, backbone), len(written), results))
+    _write(target, written)
+    _write(target.with_suffix(".html"), page.encode())
     console.print(summary_table(result))
+    if len(results) > 1:
+        console.print(repeats_table(results))
     console.print(f"Artifact: {target} ({len(written) / 1000:.0f} KB)")
+    console.print(f"Report: {target.with_suffix('.html')}")
     if publish:
         info = store.publish(verified)
         console.print(f"Published as version {info.version} of task {info.task} in {store.root}")
     return result
+
+
+def other_neurons(store: Store, backbone: Backbone) -> dict[str, tuple[Tensor, ...]]:
+    """The kept neurons of every active task on the same backbone, by task."""
+    result = {}
+    for task in store.task_names():
+        try:
+            _, content = store.read(task, None)
+            overlay = artifact.read(content, backbone.config, backbone.fingerprint)
+        except ModelStoreError:  # of another backbone, or not active: nothing to compare with
+            continue
+        result[task] = overlay.neurons
+    return result
+
+
+def _write(target: Path, content: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, target)  # noqa: PTH105 - the atomic call by its name
 
 
 def evaluate_file(
@@ -101,9 +144,10 @@ def evaluate_file(
             f"{file}: label {unknown[0]!r} is not of task {task!r}; its labels: "
             f"{', '.join(manifest.labels)}"
         )
-    encoder = Encoder(
-        backbone.config, backbone.tensors, TorchOps(torch.float32, resolve_device(device))
-    )
+    # As a server on this machine answers: the same operations in the same precision.
+    device = resolve_device(device)
+    ops = fastest_ops(device, bf16=fast_bf16(device))
+    encoder = Encoder(backbone.config, backbone.tensors, ops)
     texts = InputEncoder(
         backbone.tokenizer, backbone.config, manifest.template, manifest.max_tokens
     )

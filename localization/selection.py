@@ -1,6 +1,10 @@
-"""From scores to neuron sets, and the search for the smallest set that is good enough. Pure."""
+"""From scores to what is kept: neurons and heads under one budget, and the search for it. Pure.
+
+Letters: `L` layers, `F` FFN width, `A` heads.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,11 +17,34 @@ MULTIPLE = 32
 """Kept counts per layer are multiples of this: matrix units work on blocks."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a task keeps of every layer, as ascending int32 indices."""
+
+    neurons: tuple[Tensor, ...]
+    heads: tuple[Tensor, ...] | None = None
+    """None: all of them, shared with other tasks."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Time or FLOPs of one forward as a sum: what each unit adds, and what is always there."""
+
+    fixed: float
+    neuron: float
+    head: float
+
+    def of(self, neurons: float, heads: float) -> float:
+        """The cost with these counts over all layers."""
+        return self.fixed + self.neuron * neurons + self.head * heads
+
+
 def select(scores: Tensor, keep: float, scope: Literal["global", "layer"]) -> tuple[Tensor, ...]:
     """The best `keep` share of neurons, as ascending int32 indices per layer.
 
     `scores [L, F]`. `global` ranks all layers' neurons together, `layer` each layer's by itself.
-    Counts are rounded to the nearest multiple of `MULTIPLE` (and at most F).
+    Counts are rounded to the nearest multiple of `MULTIPLE` (and at most F), and to the one below
+    where that would keep more than the share over all layers.
     """
     layers, width = scores.shape
     if scope == "layer":
@@ -27,12 +54,55 @@ def select(scores: Tensor, keep: float, scope: Literal["global", "layer"]) -> tu
             : round(keep * layers * width)
         ]
         counts = torch.bincount(best // width, minlength=layers).tolist()
-    result = []
-    for row, count in zip(scores, counts, strict=True):
-        rounded = min(width, round(count / MULTIPLE) * MULTIPLE)
-        kept = row.argsort(descending=True, stable=True)[:rounded]
-        result.append(kept.sort().values.to(torch.int32))
-    return tuple(result)
+    rounded = [min(width, round(count / MULTIPLE) * MULTIPLE) for count in counts]
+    while sum(rounded) > round(keep * layers * width):
+        # The layer that rounding has given most gives a block back.
+        most = max(
+            (layer for layer in range(layers) if rounded[layer]),
+            key=lambda layer: rounded[layer] - counts[layer],
+        )
+        rounded[most] = max(0, (rounded[most] - 1) // MULTIPLE * MULTIPLE)
+    return tuple(_best(row, count) for row, count in zip(scores, rounded, strict=True))
+
+
+def select_within(neuron_scores: Tensor, head_scores: Tensor, costs: Costs, budget: float) -> Kept:
+    """Neurons and heads whose cost fits `budget`: those that are worth most for what they cost.
+
+    `neuron_scores [L, F]`, `head_scores [L, A]`, in the same unit. Neurons compete in blocks of
+    `MULTIPLE`, best first, so that counts need no rounding afterwards. Greedy, by score per cost.
+    """
+    blocks = neuron_scores.sort(dim=1, descending=True, stable=True).values
+    blocks = blocks.view(len(blocks), -1, MULTIPLE).sum(dim=2)  # [L, F / MULTIPLE]
+    heads = head_scores.sort(dim=1, descending=True, stable=True).values
+    units = [
+        (float(value) / (costs.neuron * MULTIPLE), False, layer)
+        for layer, row in enumerate(blocks)
+        for value in row
+    ]
+    units += [
+        (float(value) / costs.head, True, layer) for layer, row in enumerate(heads) for value in row
+    ]
+    units.sort(key=lambda unit: unit[0], reverse=True)
+    counts = {False: [0] * len(blocks), True: [0] * len(heads)}
+    left = budget - costs.fixed
+    for _, is_head, layer in units:
+        price = costs.head if is_head else costs.neuron * MULTIPLE
+        if price <= left:
+            counts[is_head][layer] += 1
+            left -= price
+    return Kept(
+        tuple(
+            _best(row, count * MULTIPLE)
+            for row, count in zip(neuron_scores, counts[False], strict=True)
+        ),
+        tuple(_best(row, count) for row, count in zip(head_scores, counts[True], strict=True)),
+    )
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` highest scores, ascending, as int32."""
+    kept = scores.argsort(descending=True, stable=True)[:count]
+    return kept.sort().values.to(torch.int32)
 
 
 def smallest_acceptable(acceptable: Callable[[float], bool]) -> float:

@@ -7,6 +7,7 @@ row or backbone gives another name, and the stage is computed again.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,27 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from localization.tuning import Tuned
+from localization.network import Tuned
+from localization.selection import Kept
 
 
 def key_of(*inputs: object) -> str:
     """A short hash of JSON-like inputs."""
     text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of(tensors: Mapping[str, Tensor], kept: Kept | None) -> str:
+    """A hash of where a training starts: its tensors, and what is kept of the network."""
+    hashed = hashlib.sha256()
+    parts = dict(tensors)
+    if kept is not None:
+        parts |= {f"neurons.{layer}": rows for layer, rows in enumerate(kept.neurons)}
+        parts |= {f"heads.{layer}": rows for layer, rows in enumerate(kept.heads or ())}
+    for name in sorted(parts):
+        hashed.update(f"{name}{tuple(parts[name].shape)}".encode())
+        hashed.update(parts[name].detach().cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -32,38 +47,33 @@ class StageFiles:
 
     def load_tuned(self, name: str, key: str) -> Tuned | None:
         """A finished tuning stage, or None."""
-        loaded = self._load(name, key)
-        if loaded is None:
+        opened = self.open(name, key)
+        if opened is None:
             return None
-        tensors, facts = loaded
-        return Tuned(
-            tensors.get("prompt"),
-            tensors.get("weight"),
-            tensors.get("bias"),
-            facts["validation_accuracy"],
-            tuple(facts["curve"]),
-        )
+        tensors, facts = opened
+        return Tuned(tensors, facts["validation"], tuple(facts["curve"]), facts["seconds"])
 
     def save_tuned(self, name: str, key: str, tuned: Tuned) -> None:
         """Keep a finished tuning stage."""
-        named = {"prompt": tuned.prompt, "weight": tuned.weight, "bias": tuned.bias}
-        tensors = {part: tensor for part, tensor in named.items() if tensor is not None}
-        facts = {"validation_accuracy": tuned.validation_accuracy, "curve": tuned.curve}
-        self._save(name, key, tensors, facts)
+        facts = {
+            "validation": tuned.validation,
+            "curve": tuned.curve,
+            "seconds": tuned.seconds,
+        }
+        self.save(name, key, tuned.tensors, facts)
+        self._path(f"{name}.unfinished", key).unlink(missing_ok=True)
 
-    def load_scores(self, name: str, key: str) -> Tensor | None:
-        """Finished scores `[L, F]`, or None."""
-        loaded = self._load(name, key)
-        return None if loaded is None else loaded[0]["scores"]
+    def checkpoint(self, name: str, key: str) -> "StageCheckpoint":
+        """Where a training of that name is kept while it goes on."""
+        return StageCheckpoint(self, f"{name}.unfinished", key)
 
-    def save_scores(self, name: str, key: str, scores: Tensor) -> None:
-        """Keep finished scores."""
-        self._save(name, key, {"scores": scores}, {})
+    def load(self, name: str, key: str) -> dict[str, Tensor] | None:
+        """Kept tensors, or None."""
+        opened = self.open(name, key)
+        return None if opened is None else opened[0]
 
-    def _path(self, name: str, key: str) -> Path:
-        return self.folder / f"{name}-{key}.safetensors"
-
-    def _load(self, name: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def open(self, name: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Kept tensors and facts, or None."""
         path = self._path(name, key)
         try:
             with safe_open(path, framework="pt") as opened:
@@ -73,11 +83,33 @@ class StageFiles:
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
-    def _save(
-        self, name: str, key: str, tensors: dict[str, Tensor], facts: dict[str, object]
+    def _path(self, name: str, key: str) -> Path:
+        return self.folder / f"{name}-{key}.safetensors"
+
+    def save(
+        self, name: str, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object]
     ) -> None:
+        """Keep tensors, and facts beside them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(name, key)
         temporary = path.with_suffix(".part")
-        safetensors.torch.save_file(tensors, temporary, {"facts": json.dumps(facts)})
+        contiguous = {part: tensor.contiguous() for part, tensor in tensors.items()}
+        safetensors.torch.save_file(contiguous, temporary, {"facts": json.dumps(facts)})
         os.replace(temporary, path)  # noqa: PTH105 - the atomic call by its name
+
+
+@dataclass(frozen=True)
+class StageCheckpoint:
+    """A training that is not finished, kept after every epoch."""
+
+    files: StageFiles
+    name: str
+    key: str
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was saved last, or None."""
+        return self.files.open(self.name, self.key)
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+        """Keep tensors, and facts that are JSON."""
+        self.files.save(self.name, self.key, tensors, facts)

@@ -5,7 +5,7 @@ The format is `docs/artifact-format.md`. Knows nothing of where artifacts are ke
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model_store.backbone import Backbone, EncoderConfig
-from model_store.encoder import Encoder, LinearHead, Plan
-from model_store.encoder import VerbalizerHead as VerbalizerRows
+from model_store.encoder import Encoder
 from model_store.errors import ArtifactError, BackboneMismatchError, GoldenMismatchError
 from model_store.manifest import (
     METADATA_KEY,
@@ -25,6 +24,8 @@ from model_store.manifest import (
     read_header,
 )
 from model_store.packing import Item, pack
+from model_store.plan import Changes, LinearHead, Plan, owns_layers
+from model_store.plan import VerbalizerHead as VerbalizerRows
 from model_store.tokenization import InputEncoder
 
 GOLDEN_TOLERANCE = 1e-3
@@ -39,6 +40,14 @@ class Overlay:
     neurons: tuple[Tensor, ...]  # L x int32 [K_l], ascending
     prompt: Tensor | None  # fp32 [P, E]
     head: LinearHead | None  # None: a verbalizer, which the manifest describes
+    heads: tuple[Tensor, ...] | None = None  # L x int32 [a_l], ascending; None: all heads
+    changes: Changes = field(default_factory=dict)
+    """Scales, norms and deltas, under their tensor names; see `model_store.plan`."""
+
+    @property
+    def owns_layers(self) -> bool:
+        """Whether its attention is its own, so that it shares no batch with other tasks."""
+        return self.heads is not None or owns_layers(self.changes)
 
     def plan(self, encoder: Encoder) -> Plan:
         """The overlay made ready to run on `encoder`: slices gathered and packed, prompt cached."""
@@ -49,11 +58,22 @@ class Overlay:
         else:
             assert self.head is not None, "a linear head has tensors"
             head = LinearHead(self.head.weight.to(device), self.head.bias.to(device))
-        ffn = tuple(encoder.ffn(layer, rows) for layer, rows in enumerate(self.neurons))
+        ffn = tuple(
+            encoder.ffn(number, rows, self.changes) for number, rows in enumerate(self.neurons)
+        )
+        layers = None
+        if self.owns_layers:
+            layers = tuple(
+                encoder.layer(
+                    number, None if self.heads is None else self.heads[number], self.changes
+                )
+                for number in range(encoder.config.layers)
+            )
         if self.prompt is None:
-            return Plan(self.manifest.read, head, ffn)
+            return Plan(self.manifest.read, head, ffn, layers=layers)
         prompt = self.prompt.to(device)
-        return Plan(self.manifest.read, head, ffn, prompt, encoder.prompt_cache(prompt))
+        cache = encoder.prompt_cache(prompt, None if layers is None else layers[0])
+        return Plan(self.manifest.read, head, ffn, prompt, cache, layers)
 
 
 def write(overlay: Overlay) -> bytes:
@@ -63,6 +83,9 @@ def write(overlay: Overlay) -> bytes:
         tensors["prompt"] = overlay.prompt
     if overlay.head is not None:
         tensors["head.weight"], tensors["head.bias"] = overlay.head.weight, overlay.head.bias
+    if overlay.heads is not None:
+        tensors |= {f"heads.{layer}.kept": rows for layer, rows in enumerate(overlay.heads)}
+    tensors |= overlay.changes
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(contiguous, {METADATA_KEY: overlay.manifest.to_json()})
 
@@ -84,11 +107,17 @@ def read(data: bytes, config: EncoderConfig, fingerprint: str) -> Overlay:
             raise ArtifactError(f"tensor {name!r} holds NaN or infinite values")
     neurons = tuple(loaded[f"ffn.{layer}.neurons"] for layer in range(config.layers))
     for layer, rows in enumerate(neurons):
-        _check_neurons(layer, rows, config.ffn)
+        _check_indices(f"ffn.{layer}.neurons", rows, config.ffn)
+    heads = None
+    if manifest.heads_kept is not None:
+        heads = tuple(loaded[f"heads.{layer}.kept"] for layer in range(config.layers))
+        for layer, rows in enumerate(heads):
+            _check_indices(f"heads.{layer}.kept", rows, config.heads)
     head = (
         LinearHead(loaded["head.weight"], loaded["head.bias"]) if "head.weight" in loaded else None
     )
-    return Overlay(manifest, neurons, loaded.get("prompt"), head)
+    changes = {name: loaded[name] for name in _change_shapes(manifest, config)}
+    return Overlay(manifest, neurons, loaded.get("prompt"), head, heads, changes)
 
 
 def verify(data: bytes, config: EncoderConfig, fingerprint: str) -> VerifiedArtifact:
@@ -155,6 +184,10 @@ def _check_backbone(manifest: Manifest, config: EncoderConfig, fingerprint: str)
             f"ffn_kept has {len(manifest.ffn_kept)} layers of width {manifest.ffn_width}; "
             f"the backbone has {config.layers} of width {config.ffn}"
         )
+    if manifest.heads_kept is not None and max(manifest.heads_kept) > config.heads:
+        raise ArtifactError(
+            f"heads_kept: {max(manifest.heads_kept)} exceeds the backbone's {config.heads} heads"
+        )
     if manifest.max_tokens + manifest.prompt.tokens > config.max_tokens:
         raise ArtifactError(
             f"max_tokens {manifest.max_tokens} and {manifest.prompt.tokens} prompt tokens exceed "
@@ -182,6 +215,9 @@ def _check_tensors(
         classes = len(manifest.labels)
         expected["head.weight"] = ("F32", (classes, config.hidden))
         expected["head.bias"] = ("F32", (classes,))
+    for layer, count in enumerate(manifest.heads_kept or ()):
+        expected[f"heads.{layer}.kept"] = ("I32", (count,))
+    expected |= _change_shapes(manifest, config)
     for name in sorted(expected.keys() - tensors.keys()):
         raise ArtifactError(f"missing tensor {name!r}")
     for name in sorted(tensors.keys() - expected.keys()):
@@ -194,8 +230,36 @@ def _check_tensors(
             )
 
 
-def _check_neurons(layer: int, rows: Tensor, width: int) -> None:
-    name = f"ffn.{layer}.neurons"
+def _change_shapes(
+    manifest: Manifest, config: EncoderConfig
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every scale, norm and delta that the manifest announces."""
+    result: dict[str, tuple[str, tuple[int, ...]]] = {}
+    hidden, width = config.hidden, config.hidden // config.heads
+    for layer, kept in enumerate(manifest.ffn_kept):
+        if "scales" in manifest.components:
+            result[f"ffn.{layer}.scale"] = ("F32", (kept,))
+            result[f"ffn.{layer}.bias"] = ("F32", (hidden,))
+        if "norms" in manifest.components:
+            for norm in ("attention", "ffn"):
+                result[f"norm.{layer}.{norm}.weight"] = ("F32", (hidden,))
+                result[f"norm.{layer}.{norm}.bias"] = ("F32", (hidden,))
+        if manifest.deltas is None:
+            continue
+        heads = config.heads if manifest.heads_kept is None else manifest.heads_kept[layer]
+        ranks, attended = manifest.deltas, heads * width
+        sides = dict.fromkeys("qkv", (ranks.qkv[layer], hidden, attended))
+        sides["o"] = (ranks.o[layer], attended, hidden)
+        sides["ffn_in"] = (ranks.ffn_in[layer], hidden, kept)
+        sides["ffn_out"] = (ranks.ffn_out[layer], kept, hidden)
+        for part, (rank, inputs, outputs) in sides.items():
+            if rank:
+                result[f"delta.{layer}.{part}.down"] = ("BF16", (rank, inputs))
+                result[f"delta.{layer}.{part}.up"] = ("BF16", (outputs, rank))
+    return result
+
+
+def _check_indices(name: str, rows: Tensor, width: int) -> None:
     if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < width):
         raise ArtifactError(f"tensor {name!r} has an index outside 0 to {width - 1}")
     if bool((rows[1:] <= rows[:-1]).any()):

@@ -2,8 +2,9 @@
 
 Packed tokens in, one row of class logits per sequence out. BERT, RoBERTa, XLM-R, DistilBERT and
 ELECTRA differ by `EncoderConfig` values alone. Attention runs over the whole mixed batch; the
-feed-forward networks run per segment, each with its own task's neurons. Knows nothing of
-tokenization, of files, of devices (see `ops.py`) or of where a batch comes from.
+feed-forward networks run per segment, each with its own task's neurons; a task with attention of
+its own is a batch by itself. Knows nothing of tokenization, of files, of devices (see `ops.py`) or
+of where a batch comes from.
 
 Three exact savings, each the same result for less work:
 
@@ -16,69 +17,25 @@ width, `A` heads, `F` FFN width, `K` kept neurons, `P` prompt length, `C` classe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model_store.backbone import EncoderConfig
-from model_store.ops import Ffn, Linear, Norm, Ops, activate
-from model_store.packing import Batch, Layout, Read
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One encoder layer's weights, made ready by `Ops`; its FFN is in the `Plan`."""
-
-    qkv: Linear  # H -> 3H
-    attention_out: Linear  # H -> H
-    attention_norm: Norm
-    ffn_norm: Norm
-
-
-@dataclass(frozen=True)
-class PromptCache:
-    """A prompt's rows as they enter layer 0: the same for every request of the task."""
-
-    hidden: Tensor  # [P, H]
-    qkv: Tensor  # [P, 3H]
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """`logits = read @ weight.T + bias`, in fp32."""
-
-    weight: Tensor  # [C, H]
-    bias: Tensor  # [C]
-
-
-@dataclass(frozen=True)
-class VerbalizerHead:
-    """The MLM decoder's rows of the label tokens, in fp32."""
-
-    weight: Tensor  # [C, E]
-    bias: Tensor  # [C]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An overlay made ready to run: per-layer slices, prompt, head.
-
-    `gates` multiply each neuron's activation, `[K]` or `[rows, K]` per layer; only localization
-    gives them. Their gradient at 1 is the attribution, and gates of 0 and 1 are the pruned network.
-    """
-
-    read: Read
-    head: LinearHead | VerbalizerHead
-    ffn: tuple[Ffn, ...]
-    prompt: Tensor | None = None  # [P, E]
-    prompt_cache: PromptCache | None = None
-    gates: tuple[Tensor, ...] | None = None
-
-    @property
-    def layout(self) -> Layout:
-        """What `packing.pack` must know of this plan."""
-        return Layout(0 if self.prompt is None else len(self.prompt), self.read)
+from model_store.ops import Ffn, Linear, Norm, Ops, Run, activate
+from model_store.packing import Batch, Read
+from model_store.plan import (
+    UNCHANGED,
+    Changes,
+    Layer,
+    LinearHead,
+    Part,
+    Plan,
+    PromptCache,
+    VerbalizerHead,
+    merged,
+    norm_with,
+)
 
 
 class Encoder:
@@ -91,20 +48,7 @@ class Encoder:
         self.tensors = {
             name: tensor.to(device=ops.device, dtype=ops.dtype) for name, tensor in tensors.items()
         }
-        self._layers = tuple(
-            Layer(
-                self._linear(f"layers.{number}.qkv"),
-                self._linear(f"layers.{number}.attention_out"),
-                self._norm(f"layers.{number}.attention_norm"),
-                self._norm(f"layers.{number}.ffn_norm"),
-            )
-            for number in range(config.layers)
-        )
-        # The last layer's queries are wanted for other rows than its keys and values.
-        last = f"layers.{config.layers - 1}.qkv"
-        weight, bias = self.tensors[f"{last}.weight"], self.tensors[f"{last}.bias"]
-        self._last_q = ops.pack_linear(weight[: config.hidden], bias[: config.hidden])
-        self._last_kv = ops.pack_linear(weight[config.hidden :], bias[config.hidden :])
+        self._layers = tuple(self.layer(number) for number in range(config.layers))
         self._projection = None
         if config.embedding != config.hidden:
             self._projection = self._linear("embeddings.projection")
@@ -112,14 +56,60 @@ class Encoder:
 
     # -- Getting ready ----------------------------------------------------------------------------
 
-    def ffn(self, layer: int, neurons: Tensor | None = None) -> Ffn:
-        """Layer `layer`'s feed-forward network, cut down to `neurons [K]` where given."""
+    def layer(
+        self, number: int, heads: Tensor | None = None, changes: Changes = UNCHANGED
+    ) -> Layer:
+        """Layer `number`'s attention and norms, cut down to `heads [a]`, with changes merged in."""
+        qkv, out = f"layers.{number}.qkv", f"layers.{number}.attention_out"
+        weight, bias = self.tensors[f"{qkv}.weight"], self.tensors[f"{qkv}.bias"]
+        w_out = self.tensors[f"{out}.weight"]
+        count = self.config.heads
+        if heads is not None:
+            width = self.config.hidden // count
+            rows = torch.arange(self.config.hidden).view(count, width)[heads.long()].flatten()
+            rows = rows.to(weight.device)
+            weight = weight.view(3, -1, self.config.hidden)[:, rows].flatten(0, 1)
+            bias = bias.view(3, -1)[:, rows].flatten()
+            w_out, count = w_out[:, rows], len(heads)
+        if f"delta.{number}.q.down" in changes:
+            parts = zip(weight.chunk(3), "qkv", strict=True)
+            weight = torch.cat(
+                [merged(rows, changes, f"delta.{number}.{part}") for rows, part in parts]
+            )
+        # The last layer's queries are wanted for other rows than its keys and values.
+        queries = len(weight) // 3
+        last = number == self.config.layers - 1
+        groups = [slice(queries), slice(queries, None)] if last else [slice(None)]
+        return Layer(
+            tuple(self.ops.pack_linear(weight[group], bias[group]) for group in groups),
+            self.ops.pack_linear(
+                merged(w_out, changes, f"delta.{number}.o"), self.tensors[f"{out}.bias"]
+            ),
+            count,
+            norm_with(
+                self._norm(f"layers.{number}.attention_norm"), changes, f"norm.{number}.attention"
+            ),
+            norm_with(self._norm(f"layers.{number}.ffn_norm"), changes, f"norm.{number}.ffn"),
+        )
+
+    def ffn(self, layer: int, neurons: Tensor | None = None, changes: Changes = UNCHANGED) -> Ffn:
+        """Layer `layer`'s feed-forward network, cut down to `neurons [K]`, with changes merged in.
+
+        Scales go into the rows of `w_out`, whose neurons are rows: `[K, H]`.
+        """
         name = f"layers.{layer}"
         w_in, b_in = self.tensors[f"{name}.ffn_in.weight"], self.tensors[f"{name}.ffn_in.bias"]
         w_out, b_out = self.tensors[f"{name}.ffn_out.weight"], self.tensors[f"{name}.ffn_out.bias"]
         if neurons is not None:
             rows = neurons.to(device=w_in.device, dtype=torch.long)
             w_in, b_in, w_out = w_in[rows], b_in[rows], w_out[rows]
+        w_in = merged(w_in, changes, f"delta.{layer}.ffn_in")
+        w_out = merged(w_out.t(), changes, f"delta.{layer}.ffn_out").t()
+        scale, shift = changes.get(f"ffn.{layer}.scale"), changes.get(f"ffn.{layer}.bias")
+        if scale is not None:
+            w_out = (w_out.float() * scale.to(w_out.device).float()[:, None]).to(w_out.dtype)
+        if shift is not None:
+            b_out = (b_out.float() + shift.to(b_out.device).float()).to(b_out.dtype)
         return self.ops.pack_ffn(w_in, b_in, w_out, b_out, self.config.activation)
 
     def verbalizer(self, token_ids: Tensor) -> VerbalizerHead:
@@ -130,10 +120,10 @@ class Encoder:
         rows = token_ids.to(device=bias.device, dtype=torch.long)
         return VerbalizerHead(decoder[rows].float(), bias[rows].float())
 
-    def prompt_cache(self, prompt: Tensor) -> PromptCache:
-        """Layer 0's view of `prompt [P, E]`."""
+    def prompt_cache(self, prompt: Tensor, first: Layer | None = None) -> PromptCache:
+        """Layer 0's view of `prompt [P, E]`; `first`: a task's own layer 0."""
         hidden = self._embed_prompt(prompt)
-        return PromptCache(hidden, self.ops.linear(hidden, self._layers[0].qkv))
+        return PromptCache(hidden, self._qkv(hidden, first or self._layers[0]))
 
     def word_embeddings(self, token_ids: Tensor) -> Tensor:
         """Rows of the embedding table in fp32, `[n, E]`: where prompt vectors may start from."""
@@ -144,14 +134,16 @@ class Encoder:
     def forward(self, batch: Batch, plans: Sequence[Plan]) -> list[Tensor]:
         """Class logits in fp32, one `[b, C]` per segment; sequences in packed order.
 
-        `plans[s]` serves segment s of `batch`, which must have been packed with its layout.
+        `plans[s]` serves segment s of `batch`, which must have been packed with its layout. A plan
+        with layers of its own must be the only one.
         """
         batch = batch.to(self.ops.device)
-        x, qkv = self._embed(batch, plans)
+        layers = self._layers_of(plans)
+        x, qkv = self._embed(batch, plans, layers[0])
         for number in range(self.config.layers - 1):
-            x = self._layer(number, x, qkv, batch, plans)
+            x = self._layer(number, layers[number], x, qkv, batch, plans)
             qkv = None
-        x = self._last_layer(x, qkv, batch, plans)
+        x = self._last_layer(layers[-1], x, qkv, batch, plans)
         return [
             self._head(_read(x, batch, number, plan.read), plan.head)
             for number, plan in enumerate(plans)
@@ -160,9 +152,10 @@ class Encoder:
     def hidden_states(self, batch: Batch, plans: Sequence[Plan]) -> Tensor:
         """The last layer's output at every packed token, `[N, H]`: plain and untrimmed."""
         batch = batch.to(self.ops.device)
-        x, qkv = self._embed(batch, plans)
-        for number in range(self.config.layers):
-            x = self._layer(number, x, qkv, batch, plans)
+        layers = self._layers_of(plans)
+        x, qkv = self._embed(batch, plans, layers[0])
+        for number, layer in enumerate(layers):
+            x = self._layer(number, layer, x, qkv, batch, plans)
             qkv = None
         return x
 
@@ -171,15 +164,22 @@ class Encoder:
         every = torch.arange(self.config.vocabulary)
         return self._head(hidden, self.verbalizer(every))
 
-    def _embed(self, batch: Batch, plans: Sequence[Plan]) -> tuple[Tensor, Tensor | None]:
-        """Layer 0's input `[N, H]`, and its `qkv [N, 3H]` where prompts make that worth having."""
+    def _layers_of(self, plans: Sequence[Plan]) -> tuple[Layer, ...]:
+        own = plans[0].layers
+        assert all(plan.layers is own for plan in plans), "plans of one batch share their layers"
+        return own or self._layers
+
+    def _embed(
+        self, batch: Batch, plans: Sequence[Plan], first: Layer
+    ) -> tuple[Tensor, Tensor | None]:
+        """Layer 0's input `[N, H]`, and its `qkv [N, 3ad]` where prompts make it worth having."""
         words = self.tensors["embeddings.word"][batch.token_ids]
         text = self._finish_embedding(words, batch.positions, batch.token_types)  # [M, H]
         if batch.source is None:
             return text, None
-        qkv = self.ops.linear(text, self._layers[0].qkv)
+        qkv = self._qkv(text, first)
         caches = [
-            plan.prompt_cache or self.prompt_cache(plan.prompt)
+            plan.prompt_cache or self.prompt_cache(plan.prompt, first)
             for plan in plans
             if plan.prompt is not None
         ]
@@ -200,40 +200,69 @@ class Encoder:
         x = self.ops.add_norm(x, residual, self._norm("embeddings.norm"))
         return x if self._projection is None else self.ops.linear(x, self._projection)
 
+    def _qkv(self, x: Tensor, layer: Layer) -> Tensor:
+        """`[n, H] -> [n, 3ad]`"""
+        parts = [self.ops.linear(x, projection) for projection in layer.projections]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
     def _layer(
-        self, number: int, x: Tensor, qkv: Tensor | None, batch: Batch, plans: Sequence[Plan]
+        self,
+        number: int,
+        layer: Layer,
+        x: Tensor,
+        qkv: Tensor | None,
+        batch: Batch,
+        plans: Sequence[Plan],
     ) -> Tensor:
-        layer = self._layers[number]
         if qkv is None:
-            qkv = self.ops.linear(x, layer.qkv)
+            qkv = self._qkv(x, layer)
         q, k, v = qkv.chunk(3, dim=1)
-        attended = self.ops.attention(q, k, v, batch.runs, self.config.heads)
-        x = self.ops.add_norm(
-            self.ops.linear(attended, layer.attention_out), x, layer.attention_norm
-        )
         ranges = [segment.rows for segment in batch.segments]
+        x = self._attention(number, layer, q, k, v, batch.runs, x, plans)
         return self.ops.add_norm(self._ffn(number, x, ranges, plans), x, layer.ffn_norm)
 
     def _last_layer(
-        self, x: Tensor, qkv: Tensor | None, batch: Batch, plans: Sequence[Plan]
+        self,
+        layer: Layer,
+        x: Tensor,
+        qkv: Tensor | None,
+        batch: Batch,
+        plans: Sequence[Plan],
     ) -> Tensor:
         """The last layer at the read rows alone, `[R, H]`."""
-        layer = self._layers[-1]
+        number = self.config.layers - 1
         read = x[batch.read_rows]
         if qkv is None:
-            q = self.ops.linear(read, self._last_q)
-            k, v = self.ops.linear(x, self._last_kv).chunk(2, dim=1)
+            to_q, to_kv = layer.projections
+            q = self.ops.linear(read, to_q)
+            k, v = self.ops.linear(x, to_kv).chunk(2, dim=1)
         else:  # a one-layer encoder with prompts
             q, k, v = qkv.chunk(3, dim=1)
             q = q[batch.read_rows]
-        attended = self.ops.attention(q, k, v, batch.read_runs, self.config.heads)
-        x = self.ops.add_norm(
-            self.ops.linear(attended, layer.attention_out), read, layer.attention_norm
-        )
+        x = self._attention(number, layer, q, k, v, batch.read_runs, read, plans)
         ranges = [segment.reads for segment in batch.segments]
-        return self.ops.add_norm(
-            self._ffn(self.config.layers - 1, x, ranges, plans), x, layer.ffn_norm
-        )
+        return self.ops.add_norm(self._ffn(number, x, ranges, plans), x, layer.ffn_norm)
+
+    def _attention(
+        self,
+        number: int,
+        layer: Layer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        runs: Sequence[Run],
+        residual: Tensor,
+        plans: Sequence[Plan],
+    ) -> Tensor:
+        """Attention, its output projection and its norm; q `[nq, ad]` -> `[nq, H]`."""
+        q = _gated(plans, number, "q", q)
+        k = _gated(plans, number, "k", k)
+        v = _gated(plans, number, "v", v)
+        # Without a head left, the projection gives its bias.
+        attended = self.ops.attention(q, k, v, runs, layer.heads) if layer.heads else q
+        attended = _gated(plans, number, "heads", attended)
+        out = _gated(plans, number, "o", self.ops.linear(attended, layer.attention_out))
+        return self.ops.add_norm(out, residual, layer.attention_norm)
 
     def _ffn(self, layer: int, x: Tensor, ranges: Sequence[slice], plans: Sequence[Plan]) -> Tensor:
         """Each segment's rows through its own task's neurons, `[n, H] -> [n, H]`."""
@@ -241,9 +270,10 @@ class Encoder:
         for rows, plan in zip(ranges, plans, strict=True):
             ffn = plan.ffn[layer]
             inner = self.ops.linear(x[rows], ffn.inner)
-            if plan.gates is not None:
-                inner = inner * plan.gates[layer]
-            outputs.append(self.ops.linear(inner, ffn.outer))
+            if ffn.scale is not None:
+                inner = inner * ffn.scale
+            inner = _gated([plan], layer, "ffn_in", inner)
+            outputs.append(_gated([plan], layer, "ffn_out", self.ops.linear(inner, ffn.outer)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _head(self, read: Tensor, head: LinearHead | VerbalizerHead) -> Tensor:
@@ -260,6 +290,14 @@ class Encoder:
     def _norm(self, name: str) -> Norm:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
         return Norm(weight, bias, self.config.norm_eps)
+
+
+def _gated(plans: Sequence[Plan], layer: int, part: Part, x: Tensor) -> Tensor:
+    """`x`, or what the plan's gate makes of it; a plan with a gate is alone in its batch."""
+    if plans[0].gate is None:
+        return x
+    assert len(plans) == 1, "a plan with a gate shares its batch with others"
+    return plans[0].gate(layer, part, x)
 
 
 def _read(x: Tensor, batch: Batch, number: int, read: Read) -> Tensor:

@@ -32,6 +32,7 @@ Short = Annotated[str, Field(min_length=1, max_length=1_000)]
 Long = Annotated[str, Field(max_length=10_000)]
 # Bounds beyond any use, so that a hostile file cannot make its checking expensive.
 MAX_LAYERS, MAX_LABELS, MAX_GOLDEN = 1_000, 10_000, 64
+Rank = Annotated[int, Field(ge=0, le=1_024)]
 
 
 class Frozen(BaseModel):
@@ -75,13 +76,30 @@ class Golden(Frozen):
     scores: Annotated[tuple[Share, ...], Field(max_length=MAX_LABELS)]
 
 
-class Measurement(Frozen):
-    """One figure: `value` of `metric` on `rows` rows of a split of the task's data."""
+class DeltaRanks(Frozen):
+    """Ranks of the low-rank deltas, one per layer; 0: that layer has none.
 
-    network: Literal["dense", "localized"]
+    Tensors `delta.{l}.{part}.down [r, in]` and `delta.{l}.{part}.up [out, r]`, in bf16; a kept
+    weight is the backbone's plus `up @ down`. Queries, keys and values have one rank together.
+    """
+
+    qkv: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
+    o: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
+    ffn_in: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
+    ffn_out: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
+
+
+class Measurement(Frozen):
+    """One figure: `value` of `metric` on `rows` rows of a split of the task's data.
+
+    `dense` is the whole network, prompt-tuned; `localized` keeps the overlay's neurons and heads;
+    `recovered` has low-rank deltas besides.
+    """
+
+    network: Literal["dense", "localized", "recovered"]
     split: Literal["validation", "test"]
-    metric: Literal["accuracy", "macro_f1"]
-    value: Share
+    metric: Literal["accuracy", "macro_f1", "matthews"]
+    value: Annotated[float, Field(ge=-1.0, le=1.0)]
     rows: Annotated[int, Field(ge=1)]
 
 
@@ -111,10 +129,16 @@ class Manifest(Frozen):
     read: Literal["cls", "mask", "mean"]
     head: Annotated[LinearHead | VerbalizerHead, Field(discriminator="kind")]
     components: Annotated[
-        tuple[Literal["ffn_neurons", "prompt", "head"], ...], Field(max_length=16)
+        tuple[Literal["ffn_neurons", "prompt", "head", "heads", "scales", "norms", "deltas"], ...],
+        Field(max_length=16),
     ]
     ffn_kept: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)]
     ffn_width: Annotated[int, Field(ge=1)]
+    heads_kept: (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)] | None
+    ) = None
+    """Kept attention heads per layer; None: every layer keeps all."""
+    deltas: DeltaRanks | None = None
     metrics: Annotated[tuple[Measurement, ...], Field(max_length=64)] = ()
     provenance: Provenance
     golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=MAX_GOLDEN)]
@@ -140,6 +164,7 @@ class Manifest(Frozen):
             raise ValueError(f"ffn_kept: {max(self.ffn_kept)} exceeds ffn_width {self.ffn_width}")
         self._check_head()
         self._check_components()
+        self._check_layers()
         for number, golden in enumerate(self.golden):
             if len(golden.scores) != len(self.labels):
                 raise ValueError(
@@ -171,15 +196,35 @@ class Manifest(Frozen):
             expected.add("prompt")
         if self.head.kind == "linear":
             expected.add("head")
+        if self.heads_kept is not None:
+            expected.add("heads")
+        if self.deltas is not None:
+            expected.add("deltas")
+        # Nothing else in the manifest tells of these two: their shapes follow from what is kept.
+        expected |= set(self.components) & {"scales", "norms"}
         if set(self.components) != expected or len(self.components) != len(expected):
             raise ValueError(
                 f"components: {sorted(self.components)} given; "
-                f"prompt and head mean {sorted(expected)}"
+                f"prompt, head, heads_kept and deltas mean {sorted(expected)}"
             )
 
+    def _check_layers(self) -> None:
+        """Every list that has an entry per layer has as many as `ffn_kept`."""
+        layers = len(self.ffn_kept)
+        if self.heads_kept is not None and len(self.heads_kept) != layers:
+            raise ValueError(f"heads_kept: {len(self.heads_kept)} counts for {layers} layers")
+        for name, ranks in self.deltas or ():
+            if len(ranks) != layers:
+                raise ValueError(f"deltas.{name}: {len(ranks)} ranks for {layers} layers")
+
     def to_json(self) -> str:
-        """The manifest as one line of JSON, as it stands in an artifact."""
-        return self.model_dump_json()
+        """The manifest as one line of JSON, as it stands in an artifact.
+
+        Fields that came after the first release and say nothing are left out, so that it still
+        reads an artifact that has none of the components that it does not know.
+        """
+        later = ("heads_kept", "deltas")
+        return self.model_dump_json(exclude={name for name in later if getattr(self, name) is None})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

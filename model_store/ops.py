@@ -1,9 +1,10 @@
 """The few operations that the forward needs, in plain torch: the reference, with autograd.
 
-`Ops` is what an implementation offers; `serving` has a faster one for the CPU. Nothing else in the
-forward chooses by device. Weights go through `pack_linear` once and are opaque afterwards.
+`Ops` is what an implementation offers; `ops_onednn.py` has a faster one for the CPU. Nothing else
+in the forward chooses by device. Weights go through `pack_linear` once and are opaque afterwards.
 
-Letters: `n` rows, `I` and `O` widths of a linear map, `H` hidden, `A` heads, `K` kept neurons.
+Letters: `n` rows, `I` and `O` widths of a linear map, `H` hidden, `a` heads that are kept, `d` a
+head's width, `K` kept neurons.
 """
 
 from collections.abc import Sequence
@@ -19,19 +20,27 @@ from model_store.backbone import Activation
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map made ready by `Ops.pack_linear`; `weight` may be in a private layout."""
+    """A linear map made ready by `Ops.pack_linear`; `weight` may be in a private layout.
+
+    Only tuning has a `delta [O, I]` beside a frozen weight, in plain torch; serving merges it.
+    """
 
     weight: Tensor
     bias: Tensor | None
     activation: Activation | None = None
+    delta: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Ffn:
-    """A feed-forward network: `inner` [H -> K] with the activation, `outer` [K -> H]."""
+    """A feed-forward network: `inner` [H -> K] with the activation, `outer` [K -> H].
+
+    Only tuning has a `scale [K]` between the two; serving merges it into `outer`.
+    """
 
     inner: Linear
     outer: Linear
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,10 @@ class Ops(Protocol):
         ...
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
-        """Softmax attention inside each sequence; q `[nq, H]`, k and v `[n, H]` -> `[nq, H]`."""
+        """Softmax attention inside each sequence; q `[nq, ad]`, k and v `[n, ad]` -> `[nq, ad]`.
+
+        `heads` is a, at least 1.
+        """
         ...
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
@@ -105,7 +117,8 @@ class TorchOps:
         rows = len(x)
         if self.dtype == torch.bfloat16 and self.device == "cpu":
             x = F.pad(x, (0, 0, 0, bucket(rows) - rows))
-        y = F.linear(x, linear.weight, linear.bias)[:rows]
+        weight = linear.weight if linear.delta is None else linear.weight + linear.delta
+        y = F.linear(x, weight, linear.bias)[:rows]
         return y if linear.activation is None else activate(y, linear.activation)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
@@ -139,17 +152,18 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads:
         # torch's bf16 attention is ten times slower than fp32's in the backward pass on the CPU.
         return torch_attention(q.float(), k.float(), v.float(), runs, heads).to(q.dtype)
     outputs = []
-    query_row = key_row = 0
-    for run in runs:
-        query_end = query_row + run.count * run.queries
-        key_end = key_row + run.count * run.keys
+    # `split` rather than slices: its backward pass writes each gradient once.
+    query_rows = [run.count * run.queries for run in runs]
+    key_rows = [run.count * run.keys for run in runs]
+    parts = (torch.split(x, rows) for x, rows in ((q, query_rows), (k, key_rows), (v, key_rows)))
+    for run, q_run, k_run, v_run in zip(runs, *parts, strict=True):
         # Each [count, A, rows, H / A].
-        q_run = q[query_row:query_end].view(run.count, run.queries, heads, -1).transpose(1, 2)
-        k_run = k[key_row:key_end].view(run.count, run.keys, heads, -1).transpose(1, 2)
-        v_run = v[key_row:key_end].view(run.count, run.keys, heads, -1).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q_run, k_run, v_run)
+        out = F.scaled_dot_product_attention(
+            q_run.view(run.count, run.queries, heads, -1).transpose(1, 2),
+            k_run.view(run.count, run.keys, heads, -1).transpose(1, 2),
+            v_run.view(run.count, run.keys, heads, -1).transpose(1, 2),
+        )
         outputs.append(out.transpose(1, 2).reshape(run.count * run.queries, -1))
-        query_row, key_row = query_end, key_end
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -225,33 +225,42 @@ class Engine:
     def _forward(self, sequences: Sequence[_Sequence]) -> list[Tensor]:
         """One batch over all tasks; probabilities `[C]` per sequence, in the order given."""
         started = time.perf_counter()
-        segments: dict[str, int] = {}
-        servables: list[Servable] = []
-        for sequence in sequences:
-            servable = sequence.request.servable
-            if servable.digest not in segments:
-                segments[servable.digest] = len(servables)
-                servables.append(servable)
-        plans = [self._plans.get(servable.digest, servable.overlay) for servable in servables]
-        items = [Item(item.encoding, segments[item.request.servable.digest]) for item in sequences]
-        batch = pack(items, [plan.layout for plan in plans])
-        packed = [
-            row
-            for logits in self._encoder.forward(batch, plans)
-            for row in logits.softmax(dim=1).cpu().unbind()
-        ]
-        result = list(packed)
-        for index, row in zip(batch.order, packed, strict=True):
-            result[index] = row
+        rows: dict[int, Tensor] = {}
+        tokens = 0
+        for together in _shared(sequences):
+            group = [sequences[index] for index in together]
+            segments = {item.request.servable.digest: item.request.servable for item in group}
+            number = {digest: segment for segment, digest in enumerate(segments)}
+            plans = [self._plans.get(digest, one.overlay) for digest, one in segments.items()]
+            items = [Item(item.encoding, number[item.request.servable.digest]) for item in group]
+            batch = pack(items, [plan.layout for plan in plans])
+            tokens += batch.segments[-1].rows.stop
+            packed = [
+                row
+                for logits in self._encoder.forward(batch, plans)
+                for row in logits.softmax(dim=1).cpu().unbind()
+            ]
+            rows |= {together[at]: row for at, row in zip(batch.order, packed, strict=True)}
         counts: dict[str, int] = {}
         for sequence in sequences:
             if sequence.request.observed:
                 task = sequence.request.servable.task
                 counts[task] = counts.get(task, 0) + 1
         if counts:
-            tokens = batch.segments[-1].rows.stop
             self._observer.batch(counts, tokens, time.perf_counter() - started)
-        return result
+        return [rows[index] for index in range(len(sequences))]
+
+
+def _shared(sequences: Sequence[_Sequence]) -> list[list[int]]:
+    """Indices of the sequences that one forward serves: tasks with layers of their own are alone.
+
+    Such tasks share no weights with others but the embeddings, so nothing is lost.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        servable = sequence.request.servable
+        groups.setdefault(servable.digest if servable.overlay.owns_layers else "", []).append(index)
+    return list(groups.values())
 
 
 def _result(request: _Request) -> EngineAnswer | EngineError:

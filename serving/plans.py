@@ -3,7 +3,9 @@
 from collections import OrderedDict
 
 from model_store.artifact import Overlay
-from model_store.encoder import Encoder, Plan
+from model_store.encoder import Encoder
+from model_store.ops import Linear, Norm
+from model_store.plan import Plan
 
 
 class PlanCache:
@@ -32,9 +34,11 @@ class PlanCache:
 
 
 def plan_bytes(plan: Plan) -> int:
-    """Memory of a plan's own tensors: slices, prompt and what is cached of it, head."""
-    tensors = [tensor for ffn in plan.ffn for tensor in (ffn.inner.weight, ffn.inner.bias)]
-    tensors += [ffn.outer.weight for ffn in plan.ffn]
+    """Memory of a plan's own tensors: slices, layers, prompt and what is cached of it, head."""
+    maps: list[Linear | Norm] = [linear for ffn in plan.ffn for linear in (ffn.inner, ffn.outer)]
+    for layer in plan.layers or ():
+        maps += [*layer.projections, layer.attention_out, layer.attention_norm, layer.ffn_norm]
+    tensors = [part.weight for part in maps] + [part.bias for part in maps]
     tensors += [plan.head.weight, plan.head.bias, plan.prompt]
     if plan.prompt_cache is not None:
         tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]

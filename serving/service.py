@@ -18,6 +18,7 @@ from model_store.encoder import Encoder
 from model_store.errors import ArtifactError, InputError, NotFoundError
 from model_store.manifest import TextInput, VerifiedArtifact
 from model_store.ops import Ops, TorchOps, fast_bf16
+from model_store.ops_onednn import fastest_ops
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
 from serving.config import ServeConfig
@@ -30,7 +31,6 @@ from serving.errors import (
     TooLargeError,
 )
 from serving.metrics import Metrics
-from serving.ops_onednn import OneDnnOps
 from serving.plans import PlanCache
 from serving.tasks import LoadedTask, TaskTable, load_task
 from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
@@ -232,6 +232,4 @@ def choose_ops(config: ServeConfig) -> Ops:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, and torch sees no CUDA device")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    if device == "cpu" and bf16:
-        return OneDnnOps()
-    return TorchOps(torch.bfloat16 if bf16 else torch.float32, device)
+    return fastest_ops(device, bf16=bf16)

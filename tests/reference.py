@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from model_store.packing import Batch
+from model_store.plan import Gate, Part
 from model_store.tokenization import Encoding
 
 WORDS = """
@@ -174,3 +175,12 @@ def unpacked(rows: Tensor, batch: Batch) -> list[Tensor]:
     for index, part in zip(batch.order, parts, strict=True):
         result[index] = part
     return result
+
+
+def neuron_gate(gates: Sequence[Tensor]) -> Gate:
+    """A plan's gate that multiplies layer l's neurons by `gates[l]`, `[F]`."""
+
+    def gate(layer: int, part: Part, x: Tensor) -> Tensor:
+        return x * gates[layer] if part == "ffn_in" else x
+
+    return gate

@@ -82,7 +82,7 @@ def test_the_task_file_is_valid() -> None:
     (block,) = blocks("yaml")
     config = TaskConfig.model_validate(yaml.safe_load(block))
     assert config.task == "mood"
-    assert config.search.margin == 0.5
+    assert config.budget.margin == 0.5
     for verbalized in re.findall(r"`(template: .*?)`", README):
         assert TaskConfig.model_validate(
             yaml.safe_load(block)
@@ -96,7 +96,7 @@ def test_the_map_names_every_file() -> None:
     files = [
         file
         for package in packages
-        for file in sorted((ROOT / package).glob("*.py"))
+        for file in sorted((ROOT / package).rglob("*.py"))
         if file.name != "__init__.py"
     ]
     for package in packages:
@@ -105,7 +105,7 @@ def test_the_map_names_every_file() -> None:
             if not line.startswith("  "):
                 break
             named += re.findall(r"\w+\.py", line)
-        there = {file.name for file in files if file.parent.name == package}
+        there = {file.name for file in files if file.relative_to(ROOT).parts[0] == package}
         assert set(named) == there, package
 
 

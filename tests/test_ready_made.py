@@ -1,31 +1,33 @@
 """The ready-made overlays: what is promised of them, and that they answer as they should."""
 
-import json
+import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.quality import MAX_LOSS, dense_accuracy
 from examples.demo import QUESTIONS
 from examples.ready_made import BACKBONE, OVERLAYS, add_backbone, checkpoint_folder, prepare
+from localization.commands import evaluate_file
 from localization.config import read_task_file
 from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.encoder import Encoder
 from model_store.manifest import Manifest, read_header
 from model_store.ops import TorchOps
+from model_store.ops_onednn import OneDnnOps
 from model_store.packing import Item, Layout, pack
+from model_store.plan import LinearHead
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
-from serving.ops_onednn import OneDnnOps
+from tests.overlays import random_overlay
 from tests.reference import transformers_hidden, unpacked
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(OVERLAYS.glob("*.safetensors"))
+MAX_LOSS = 2.5
+"""Points of accuracy on the test rows below the whole network that was trained the same way."""
 TEXTS = ["A warm and clever film.", "what?", "Please send me a new card. " * 30]
 
 
@@ -38,35 +40,33 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return add_backbone(Store(tmp_path_factory.mktemp("store")))
 
 
-def _localized(manifest: Manifest) -> float:
+def _accuracy(manifest: Manifest, network: str) -> float:
     return next(
         item.value
         for item in manifest.metrics
-        if (item.network, item.split, item.metric) == ("localized", "test", "accuracy")
+        if (item.network, item.split, item.metric) == (network, "test", "accuracy")
     )
 
 
-def test_there_are_six_small_ones_with_their_task_files() -> None:
-    assert len(FILES) >= 6
+def test_there_are_eleven_small_ones_with_their_task_files() -> None:
+    assert len(FILES) == 11
     for file, manifest in zip(FILES, _manifests(), strict=True):
         assert file.stem == manifest.task
-        assert file.stat().st_size <= 300_000
+        assert file.stat().st_size <= (300_000 if manifest.deltas is None else 1_000_000)
         task = read_task_file(ROOT / "examples" / "tasks" / f"{file.stem}.yaml")
         assert task.task == manifest.task
         settings = manifest.provenance.settings
         assert settings["tuning"] == task.tuning.model_dump(mode="json")
-        assert settings["search"] == task.search.model_dump(mode="json")
+        assert settings["budget"] == task.budget.model_dump(mode="json")
         assert manifest.backbone.name == BACKBONE
         assert file.stem in QUESTIONS, "the demo asks every ready-made task"
 
 
-def test_they_keep_the_accuracy_and_not_the_neurons() -> None:
-    manifests = _manifests()
-    for manifest in manifests:
-        lost = 100 * (dense_accuracy(manifest) - _localized(manifest))
+def test_they_keep_the_accuracy_and_half_of_the_neurons() -> None:
+    for manifest in _manifests():
+        lost = 100 * (_accuracy(manifest, "dense") - _accuracy(manifest, "recovered"))
         assert lost <= MAX_LOSS, f"{manifest.task} lost {lost:.2f} points"
-    kept = [manifest.kept_share for manifest in manifests]
-    assert sum(kept) / len(kept) <= 0.6
+        assert manifest.kept_share <= 0.5
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.stem))
@@ -81,6 +81,24 @@ def test_golden_inputs_hold_in_fp32_and_in_the_servers_precision(
     given = artifact.probabilities(packed, minilm, overlay, inputs)
     expected = torch.tensor([item.scores for item in overlay.manifest.golden])
     artifact.compare_golden(overlay.manifest, given, expected, 0.06)
+
+
+@pytest.mark.parametrize("without_heads", [0, 3, 5])
+def test_layers_of_its_own_hold_in_fp32_and_in_the_servers_precision(
+    minilm: Backbone, without_heads: int
+) -> None:
+    heads = [8] * minilm.config.layers
+    heads[without_heads] = 0
+    overlay = random_overlay(minilm, heads=heads, delta_rank=4, read="cls")
+    assert overlay.head is not None
+    mild = LinearHead(overlay.head.weight / 10, overlay.head.bias / 10)
+    overlay = dataclasses.replace(overlay, head=mild)
+    expected = artifact.probabilities(
+        Encoder(minilm.config, minilm.tensors, TorchOps()), minilm, overlay, TEXTS
+    )
+    packed = Encoder(minilm.config, minilm.tensors, OneDnnOps())
+    given = artifact.probabilities(packed, minilm, overlay, TEXTS)
+    torch.testing.assert_close(given, expected, atol=0.02, rtol=0)
 
 
 def test_preparing_again_changes_nothing(tmp_path: Path) -> None:
@@ -112,14 +130,17 @@ def test_minilm_equals_transformers(minilm: Backbone) -> None:
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=0)
 
 
-def test_the_quality_benchmark_measures_what_the_manifest_says() -> None:
+def test_measured_again_they_are_as_good_as_their_manifests_say(tmp_path: Path) -> None:
     folder = os.environ.get("TASKBONE_DATASETS")
     if not folder:
         pytest.skip("TASKBONE_DATASETS does not name the folder of the data sets")
-    command = [sys.executable, "-m", "benchmarks.quality", "--data", folder, "--tasks", "trec6"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    row = json.loads(done.stdout.splitlines()[-1])["tasks"]["trec6"]
+    store = Store(tmp_path)
+    prepare(store)
+    rows = Path(folder) / "trec6" / "test.jsonl"
+    _, _, figures = evaluate_file(
+        rows, store=store, task="trec6", version=None, text=(), label=None, device="cpu"
+    )
     manifest = next(manifest for manifest in _manifests() if manifest.task == "trec6")
-    assert row["localized"] == pytest.approx(100 * _localized(manifest), abs=0.26)
-    assert row["dense"] == pytest.approx(100 * dense_accuracy(manifest), abs=0.01)
-    assert row["rows"] == 400
+    # Processors without bf16 answer in fp32: a row in 400 may fall the other way.
+    assert figures.accuracy == pytest.approx(_accuracy(manifest, "recovered"), abs=0.0051)
+    assert figures.rows == 400

@@ -8,7 +8,7 @@ import pytest
 
 from model_store.store import Store
 from serving.config import ServeConfig
-from tests.cli.running import fail, succeed
+from tests.cli.running import fail, run, succeed
 
 
 class TestServe:
@@ -80,6 +80,22 @@ class TestLocalization:
 
     def test_localize_names_a_missing_file(self, store: Store) -> None:
         assert "nowhere.yaml" in fail("localize", "nowhere.yaml")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["a.yaml", "b.yaml", "--output", "c"], "--output names one file; 2 tasks were given"),
+            (["a.yaml", "--cpus-per-task", "2"], "--cpus-per-task goes with --parallel"),
+            (["a.yaml", "--parallel", "--cpus-per-task", "0"], "x>=1"),
+            ([], "Missing argument"),
+        ],
+    )
+    def test_localize_refuses_what_does_not_go_together(
+        self, store: Store, arguments: list[str], message: str
+    ) -> None:
+        result = run("localize", *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
     def test_evaluate_prints_the_figures(
         self, store: Store, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from localization.tuning import Progress
+from localization.network import Progress
 
 FILLERS = "the a cat dog film bank card is was very new old red blue big small money news".split()
 

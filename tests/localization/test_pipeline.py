@@ -14,8 +14,11 @@ from localization.commands import evaluate_file, localize_file
 from localization.config import TaskConfig, read_task_file
 from localization.data import load_dataset
 from localization.errors import ConfigError
-from localization.pipeline import Localized, localize
-from localization.tuning import Network, start, tune
+from localization.job import prepare
+from localization.network import Network, start
+from localization.pipeline import localize
+from localization.results import Localized
+from localization.tuning import tune
 from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.encoder import Encoder
@@ -25,13 +28,15 @@ from model_store.store import Store
 from tests.localization.synthetic import Silent, write_rows
 from tests.overlays import fp32_encoder, small_backbone
 
+MEASURED = ["validation dense", "test dense", "validation localized", "test localized"]
+
 TASK: dict[str, Any] = {
     "task": "mood",
     "data": {"train": "train.jsonl", "test": "test.jsonl"},
     "prompt_tokens": 4,
     "max_tokens": 24,
     "tuning": {"epochs": 12, "condense_epochs": 4, "head_learning_rate": 0.05, "precision": "fp32"},
-    "search": {"margin": 5.0},
+    "budget": {"margin": 5.0},
     "golden": ["the film was good", "bad news"],
 }
 
@@ -60,20 +65,34 @@ def localized(
 
 
 def test_the_task_is_learned_and_neurons_are_gone(localized: Localized) -> None:
-    assert localized.test["dense"].accuracy > 0.8
-    assert localized.test["localized"].accuracy > 0.75
+    assert localized.test["dense"].evaluation.accuracy > 0.8
+    assert localized.test["localized"].evaluation.accuracy > 0.75
     assert localized.overlay.manifest.kept_share < 1
     assert 1 <= len(localized.trials) <= 6
+    assert localized.trials[-1] is localized.chosen
+    assert localized.network == "localized"
 
 
 def test_the_chosen_ratio_is_the_smallest_within_the_margin(localized: Localized) -> None:
-    lost = {
-        trial.keep: 100 * (localized.dense.validation_accuracy - trial.tuned.validation_accuracy)
-        for trial in localized.trials
-    }
-    chosen = localized.overlay.manifest.provenance.settings["searched_keep"]
-    acceptable = [keep for keep, points in lost.items() if points < 5.0]
-    assert chosen == min(acceptable, default=1.0)
+    *tried, chosen = localized.trials
+    acceptable = [
+        trial.share
+        for trial in tried
+        if 100 * (localized.dense.validation - trial.tuned.validation) < 5.0
+    ]
+    assert chosen.share == min(acceptable, default=1.0)
+    assert localized.overlay.manifest.provenance.settings["chosen_share"] == chosen.share
+
+
+def test_a_trial_stops_as_soon_as_it_is_good_enough(localized: Localized) -> None:
+    epochs = TASK["tuning"]["condense_epochs"]
+    for trial in localized.trials[:-1]:
+        enough = localized.dense.validation - 0.05
+        good = [value >= enough for value in trial.tuned.curve]
+        assert not any(good[:-1]), "a good epoch was not the last one"
+        assert len(good) <= epochs
+    spent = sum(len(trial.tuned.curve) * trial.cost for trial in localized.trials)
+    assert localized.trainings == pytest.approx(spent / len(localized.dense.curve))
 
 
 def test_the_manifest_holds_what_was_measured(
@@ -93,7 +112,7 @@ def test_the_manifest_holds_what_was_measured(
     }
     assert figures["localized", "test"].rows == 80
     assert figures["localized", "test"].value == pytest.approx(
-        localized.test["localized"].accuracy, abs=1e-6
+        localized.test["localized"].evaluation.accuracy, abs=1e-6
     )
 
 
@@ -121,7 +140,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         assert torch.equal(mine, other)
     third = Silent()
     _localize(rows, tiny[1], tmp_path, third)
-    assert third.steps == ["test dense", "test localized"]
+    assert third.steps == MEASURED
     changed = Silent()
     _localize(rows, tiny[1], tmp_path, changed, seed=7)
     assert "inject" in changed.steps, "another seed must not find the old stages"
@@ -130,22 +149,22 @@ def test_an_interrupted_run_goes_on_where_it_was(
 def test_a_damaged_stage_is_computed_again(
     rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
 ) -> None:
-    search = {"keep": 0.5}
-    _localize(rows, tiny[1], tmp_path, search=search)
+    budget = {"keep": 0.5}
+    _localize(rows, tiny[1], tmp_path, budget=budget)
     for file in tmp_path.glob("inject-*"):
         file.write_bytes(file.read_bytes()[:50])
     report = Silent()
-    _localize(rows, tiny[1], tmp_path, report, search=search)
-    assert report.steps == ["inject", "test dense", "test localized"]
+    _localize(rows, tiny[1], tmp_path, report, budget=budget)
+    assert report.steps == ["inject", *MEASURED]
 
 
 def test_another_set_of_neurons_is_another_stage(
     rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("localization.selection.MULTIPLE", 1)
-    _localize(rows, tiny[1], tmp_path, search={"keep": 0.496})
+    _localize(rows, tiny[1], tmp_path, budget={"keep": 0.496})
     report = Silent()
-    _localize(rows, tiny[1], tmp_path, report, search={"keep": 0.504})
+    _localize(rows, tiny[1], tmp_path, report, budget={"keep": 0.504})
     assert "condense-0.50" in report.steps
 
 
@@ -157,7 +176,7 @@ def test_a_verbalizer_answers_with_the_mlm_head(
         "verbalizer": {"good": "good", "bad": "bad"},
         "prompt_tokens": 8,
         "tuning": {"epochs": 10, "prompt_learning_rate": 0.3, "precision": "fp32"},
-        "search": {"keep": 0.7},
+        "budget": {"keep": 0.7},
     }
     result = _localize(rows, tiny[1], tmp_path, **changes)
     manifest = result.overlay.manifest
@@ -174,16 +193,15 @@ def test_a_verbalizer_answers_with_the_mlm_head(
     artifact.check_golden(fp32_encoder(tiny[1]), tiny[1], again)
 
 
-def test_tuning_never_changes_the_backbone(rows: Path, tiny: tuple[Store, Backbone]) -> None:
+def test_tuning_never_changes_the_backbone(
+    rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
+) -> None:
     backbone = tiny[1]
     before = {name: tensor.clone() for name, tensor in backbone.tensors.items()}
-    assert rows
     network = Network(Encoder(backbone.config, backbone.tensors, TorchOps()), "mean", None)
     config = TaskConfig.model_validate(TASK)
     dataset = load_dataset(config.data, rows, 0)
-    from localization.pipeline import _examples
-
-    train = _examples(config, backbone, dataset.labels, dataset.train)
+    train = prepare(config, backbone, dataset, tmp_path, "cpu", Silent()).train
     tuned = tune(
         network, start(network, 2, 4, 0), None, train, train, config.tuning, 1, 0, lambda *_: None
     )
@@ -196,10 +214,10 @@ def test_tuning_stops_early_and_keeps_the_best_epoch(
     rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
 ) -> None:
     tuning = TASK["tuning"] | {"epochs": 40, "patience": 2}
-    result = _localize(rows, tiny[1], tmp_path, tuning=tuning, search={"keep": 1.0})
+    result = _localize(rows, tiny[1], tmp_path, tuning=tuning, budget={"keep": 1.0})
     curve = result.dense.curve
     assert len(curve) < 40
-    assert result.dense.validation_accuracy == max(curve)
+    assert result.dense.validation == max(curve)
     assert max(curve) not in curve[-2:]
 
 
@@ -208,7 +226,7 @@ def test_pairs(tiny: tuple[Store, Backbone], tmp_path: Path) -> None:
     data = {"train": "train.jsonl", "text": ("text1", "text2")}
     golden = [("the film", "good"), ("the film", "bad")]
     result = _localize(
-        tmp_path, tiny[1], tmp_path / "w", data=data, golden=golden, search={"keep": 0.7}
+        tmp_path, tiny[1], tmp_path / "w", data=data, golden=golden, budget={"keep": 0.7}
     )
     assert result.overlay.manifest.takes_pairs
     assert result.test == {}
@@ -250,7 +268,11 @@ def test_what_does_not_fit_is_named(
         ("task: mood\ndata: {train: x}\nprompt_token: 3", "prompt_token"),
         ("task: mood\ndata: {train: x}\nread: mask", "needs a template"),
         ("task: mood\ndata: {train: x}\ntemplate: ['{text1} {text2}']", "two columns"),
-        ("task: mood\ndata: {train: x}\ninject: false", "inject: must be on"),
+        ("task: mood\ndata: {train: x}\ninject: none", "inject: none leaves"),
+        ("task: mood\ndata: {train: x}\ninject: closed_form", "set prompt_tokens to 0"),
+        ("task: mood\ndata: {train: x}\ncondense: closed_form", "needs a budget"),
+        ("task: mood\ndata: {train: x}\nbudget: {keep: 0.5, margin: 1}", "margin and keep"),
+        ("task: mood\ndata: {train: x}\nbudget: {speedup: 0.5}", "budget.speedup"),
         ("task: mood\ndata: {train: x}\ngolden: []", "golden"),
         ("task: mood\ndata: {train: x}\nseed: 1\nseed: 2", "'seed' stands twice"),
         ("task: mood\ndata: {train: x}\nseed: 99999999999999999999", "seed"),
@@ -270,7 +292,7 @@ def test_the_command_publishes_and_evaluate_agrees(rows: Path, tmp_path: Path) -
     file = tmp_path / "mood.yaml"
     import yaml
 
-    file.write_text(yaml.safe_dump(TASK | {"search": {"keep": 0.6}}))
+    file.write_text(yaml.safe_dump(TASK | {"budget": {"keep": 0.6}}))
     out = io.StringIO()
     result = localize_file(
         file,
@@ -296,7 +318,7 @@ def test_the_command_publishes_and_evaluate_agrees(rows: Path, tmp_path: Path) -
     )
     assert version == 1
     assert labels == ("bad", "good")
-    assert figures.accuracy == result.test["localized"].accuracy
+    assert figures.accuracy == result.test["localized"].evaluation.accuracy
     assert backbone.fingerprint == store.backbones()[0].fingerprint
 
 

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model_store.backbone import Backbone, import_checkpoint, load_backbone
-from model_store.encoder import Encoder, LinearHead, Plan
+from model_store.encoder import Encoder
 from model_store.ops import TorchOps
 from model_store.packing import Item, Layout, Read, pack
+from model_store.plan import LinearHead, Plan
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
 from tests.reference import (
     FAMILIES,
     Checkpoint,
+    neuron_gate,
     small_checkpoint,
     transformers_hidden,
     transformers_mlm,
@@ -192,7 +194,7 @@ def test_sliced_equals_gated(model: Model, share: float) -> None:
         gate[rows] = 1
         gates.append(gate)
     sliced = _plan(model, read="mean", prompt=3, kept=kept)
-    gated = dataclasses.replace(_plan(model, read="mean", prompt=3), gates=tuple(gates))
+    gated = dataclasses.replace(_plan(model, read="mean", prompt=3), gate=neuron_gate(gates))
     encodings = model.encode(SINGLE)
     torch.testing.assert_close(
         _forward(model, [(sliced, encodings)])[0],
@@ -206,7 +208,7 @@ def test_gate_gradient_is_the_attribution(bert: Model) -> None:
     """h * dP/dh per neuron, from finite differences of the gate."""
     encodings = bert.encode(SINGLE)
     gates = tuple(torch.ones(bert.backbone.config.ffn, requires_grad=True) for _ in range(3))
-    plan = dataclasses.replace(_plan(bert, prompt=2), gates=gates)
+    plan = dataclasses.replace(_plan(bert, prompt=2), gate=neuron_gate(gates))
     _forward(bert, [(plan, encodings)])[0].softmax(dim=1)[:, 1].sum().backward()  # type: ignore[no-untyped-call]
     step = 1e-2
     for neuron in (0, 13, 47):
@@ -214,7 +216,7 @@ def test_gate_gradient_is_the_attribution(bert: Model) -> None:
         for change in (step, -step):
             moved = [gate.detach().clone() for gate in gates]
             moved[1][neuron] += change
-            other = dataclasses.replace(plan, gates=tuple(moved))
+            other = dataclasses.replace(plan, gate=neuron_gate(moved))
             values.append(_forward(bert, [(other, encodings)])[0].softmax(dim=1)[:, 1].sum())
         numeric = (values[0] - values[1]) / (2 * step)
         gradient = gates[1].grad

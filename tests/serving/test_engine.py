@@ -3,8 +3,9 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
-from model_store.encoder import Encoder, LinearHead
+from model_store.encoder import Encoder
 from model_store.ops import TorchOps
+from model_store.packing import Batch
+from model_store.plan import LinearHead, Plan
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
 from serving.engine import Engine, Servable
@@ -117,6 +120,107 @@ def test_mixed_tasks_in_one_batch_get_their_own_answers(setup: Setup) -> None:
             rtol=1e-5,
         )
     assert setup.observed.batches[1][0] == {"one": 5, "two": 5, "three": 5}, "one batch for all"
+
+
+def _own(setup: Setup) -> list[Servable]:
+    """Two tasks that share their layers, and two with layers of their own."""
+    backbone = setup.backbone
+    inside: dict[str, Any] = {
+        "heads": (2, 0, 3),
+        "scales": True,
+        "norms": True,
+        "delta_rank": 2,
+    }
+    recovered = random_overlay(backbone, "recovered", labels=("a", "b"), seed=7, **inside)
+    normed = random_overlay(backbone, "normed", seed=8, norms=True, prompt_tokens=0, read="cls")
+    scaled = random_overlay(backbone, "scaled", seed=9, scales=True)
+    overlays = [recovered, normed, scaled]
+    own = [Servable(one.manifest.task, one.manifest.task, one) for one in overlays]
+    return [own[0], setup.tasks[2], own[1], own[2]]
+
+
+def _spied(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tasks each forward of the engine serves; filled while it runs."""
+    encoder = setup.engine._encoder
+    forward, counts = encoder.forward, []
+
+    def spy(batch: Batch, plans: Sequence[Plan]) -> list[Tensor]:
+        counts.append(len(plans))
+        return forward(batch, plans)
+
+    monkeypatch.setattr(encoder, "forward", spy)
+    return counts
+
+
+def test_tasks_with_layers_of_their_own_share_a_batch_but_no_forward(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards = _spied(setup, monkeypatch)
+    setup.ops.door.clear()
+    first = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    waiting = [
+        (servable, [text], setup.engine.submit(servable, setup.encode([text])))
+        for text in TEXTS[:4]
+        for servable in _own(setup)
+    ]
+    setup.ops.door.set()
+    assert first.result(30)
+    for servable, texts, answer in waiting:
+        torch.testing.assert_close(
+            answer.result(30).probabilities,
+            setup.expected(servable.overlay, texts),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    assert forwards[0] == 1
+    assert sorted(forwards[1:]) == [1, 1, 2], "the two that share, and each of the others"
+    counts, tokens = setup.observed.batches[1]
+    assert counts == dict.fromkeys(("recovered", "three", "normed", "scaled"), 4)
+    text_tokens = sum(len(item.token_ids) for item in setup.encode(TEXTS[:4]))
+    assert tokens == 4 * text_tokens + 3 * 4 * 3, "three of the four have 3 prompt tokens"
+
+
+def test_two_requests_of_one_task_with_its_own_layers_share_a_forward(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards = _spied(setup, monkeypatch)
+    recovered = _own(setup)[0]
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    parts = [TEXTS[:2], TEXTS[2:]]
+    answers = [setup.engine.submit(recovered, setup.encode(part)) for part in parts]
+    setup.ops.door.set()
+    given = torch.cat([answer.result(30).probabilities for answer in answers])
+    torch.testing.assert_close(
+        given, setup.expected(recovered.overlay, TEXTS), atol=1e-5, rtol=1e-5
+    )
+    assert forwards == [1, 1]
+    assert setup.observed.batches[1][0] == {"recovered": 5}
+
+
+def test_a_large_request_with_layers_of_its_own_is_answered_in_order(
+    tiny: tuple[Store, Backbone],
+) -> None:
+    setup = Setup(tiny[1], max_batch_tokens=40, max_queued_tokens=4000)
+    texts = TEXTS * 3
+    tasks = _own(setup)
+    answers = [setup.engine.submit(servable, setup.encode(texts)) for servable in tasks]
+    for servable, answer in zip(tasks, answers, strict=True):
+        torch.testing.assert_close(
+            answer.result(30).probabilities,
+            setup.expected(servable.overlay, texts),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    setup.engine.close()
+    totals: dict[str, int] = {}
+    for counts, tokens in setup.observed.batches:
+        assert tokens <= 40
+        for task, count in counts.items():
+            totals[task] = totals.get(task, 0) + count
+    assert totals == dict.fromkeys(("recovered", "three", "normed", "scaled"), 15)
 
 
 def test_a_request_larger_than_a_batch_is_answered_in_order(tiny: tuple[Store, Backbone]) -> None:
@@ -274,3 +378,15 @@ def test_plans_leave_the_cache_when_it_is_full(tiny: tuple[Store, Backbone]) -> 
     assert cache.bytes <= room
     assert cache.get("2", overlays[2]) is plans[2]
     assert cache.get("0", overlays[0]) is not plans[0]
+
+
+def test_layers_of_its_own_count_in_the_cache(tiny: tuple[Store, Backbone]) -> None:
+    encoder = fp32_encoder(tiny[1])
+    config = tiny[1].config
+    shared = plan_bytes(random_overlay(tiny[1]).plan(encoder))
+    attention = 4 * config.hidden * (config.hidden + 1)  # q, k, v, o and their biases
+    norms = 4 * config.hidden
+    own = plan_bytes(random_overlay(tiny[1], norms=True).plan(encoder))
+    assert own - shared == 4 * config.layers * (attention + norms), "all of it in fp32"
+    half = plan_bytes(random_overlay(tiny[1], heads=0.5).plan(encoder))
+    assert shared < half < own

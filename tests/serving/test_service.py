@@ -14,7 +14,6 @@ import torch
 from model_store import artifact
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
-from model_store.encoder import LinearHead
 from model_store.errors import (
     ArtifactError,
     BackboneMismatchError,
@@ -23,6 +22,7 @@ from model_store.errors import (
     StoreError,
 )
 from model_store.manifest import METADATA_KEY, TextInput
+from model_store.plan import LinearHead
 from model_store.store import Store
 from serving.config import ServeConfig
 from serving.errors import InvalidInputError, TooLargeError, UnknownTaskError

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_store.backbone import Activation
-from model_store.ops import Ffn, Linear, Norm, Run, bucket, torch_attention
+from model_store.ops import Ffn, Linear, Norm, Ops, Run, TorchOps, bucket, torch_attention
 
 ROWS_EXPECTED = 256
 """What oneDNN is told to choose a weight layout for; the layouts differ little above 64 rows."""
@@ -37,7 +37,9 @@ class OneDnnOps:
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
     ) -> Linear:
-        """Pack a `[O, I]` weight."""
+        """Pack a `[O, I]` weight; an empty one, of a layer without heads, stays as it is."""
+        if not weight.numel():
+            return Linear(weight, bias, activation)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_EXPECTED)
         return Linear(packed, bias, activation)
 
@@ -53,7 +55,10 @@ class OneDnnOps:
 
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         """`[n, I] -> [n, O]`, activation fused; n is filled up to a `bucket` meanwhile."""
+        assert linear.delta is None, "a packed weight takes no delta: merge it before"
         rows = len(x)
+        if not linear.weight.numel():
+            return F.linear(x, linear.weight, linear.bias)
         size = bucket(rows)
         if size != rows:
             filled = x.new_empty(size, x.shape[1])
@@ -73,3 +78,10 @@ class OneDnnOps:
     def add_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
         """LayerNorm of `x + residual`."""
         return F.layer_norm(x + residual, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
+def fastest_ops(device: str, *, bf16: bool) -> Ops:
+    """What serves on `device` (`cpu` or `cuda`): oneDNN's bf16 on the CPU, else plain torch."""
+    if device == "cpu" and bf16:
+        return OneDnnOps()
+    return TorchOps(torch.bfloat16 if bf16 else torch.float32, device)

@@ -1,5 +1,8 @@
 """The packed bf16 operations against plain torch."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,10 +11,10 @@ from hypothesis import strategies as st
 from model_store.backbone import Activation, Backbone
 from model_store.encoder import Encoder
 from model_store.ops import TorchOps, bucket
-from model_store.packing import Item, pack
+from model_store.ops_onednn import OneDnnOps
+from model_store.packing import Item, Read, pack
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
-from serving.ops_onednn import OneDnnOps
 from tests.overlays import random_overlay
 
 
@@ -53,12 +56,44 @@ def test_a_layer_without_neurons_leaves_the_bias() -> None:
     assert torch.equal(y, torch.ones(3, 8).bfloat16())
 
 
+def test_a_layer_without_heads_leaves_the_bias() -> None:
+    ops = OneDnnOps()
+    x, bias = torch.randn(3, 8).bfloat16(), torch.ones(8).bfloat16()
+    queries = ops.linear(x, ops.pack_linear(torch.zeros(0, 8).bfloat16(), bias[:0]))
+    assert queries.shape == (3, 0)
+    out = ops.linear(queries, ops.pack_linear(torch.zeros(8, 0).bfloat16(), bias))
+    assert torch.equal(out, torch.ones(3, 8).bfloat16())
+
+
+def test_a_delta_beside_a_packed_weight_is_refused() -> None:
+    ops = OneDnnOps()
+    packed = ops.pack_linear(torch.zeros(8, 8).bfloat16(), None)
+    with pytest.raises(AssertionError, match="merge it before"):
+        ops.linear(
+            torch.zeros(1, 8).bfloat16(), dataclasses.replace(packed, delta=torch.ones(8, 8))
+        )
+
+
 @pytest.mark.parametrize("prompt_tokens", [0, 3])
+@pytest.mark.parametrize("read", ["cls", "mean"])
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {},
+        {"heads": (2, 1, 3)},
+        {"heads": (0, 4, 2), "norms": True},
+        {"heads": (3, 2, 0)},
+        {"scales": True},
+        {"delta_rank": 2},
+        {"heads": (2, 0, 3), "scales": True, "norms": True, "delta_rank": 2},
+    ],
+    ids=str,
+)
 def test_the_whole_forward_equals_the_reference(
-    tiny: tuple[Store, Backbone], prompt_tokens: int
+    tiny: tuple[Store, Backbone], inside: dict[str, Any], read: Read, prompt_tokens: int
 ) -> None:
     _, backbone = tiny
-    overlay = random_overlay(backbone, prompt_tokens=prompt_tokens)
+    overlay = random_overlay(backbone, prompt_tokens=prompt_tokens, read=read, **inside)
     texts = InputEncoder(backbone.tokenizer, backbone.config, ["{text}"], 32)
     encodings = texts.encode(["the film was good", "a", "what is the new red bank card ?"] * 3)
     answers = []
