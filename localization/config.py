@@ -55,7 +55,11 @@ class RateSearch(Frozen):
 
     minutes: Annotated[float, Field(gt=0)]
     """No new candidate is begun after this time; the task file's own settings come first."""
-    factors: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1.0, 0.3, 3.0)
+    factors: Annotated[tuple[Annotated[float, Field(gt=0, le=1_000)], ...], Field(min_length=1)] = (
+        1.0,
+        0.3,
+        3.0,
+    )
     """On all learning rates together."""
     prompt_tokens: tuple[Annotated[int, Field(ge=0, le=512)], ...] = ()
     """Prompt lengths tried; none: only the task file's."""

@@ -115,7 +115,9 @@ def inject(job: Job, epochs: int | None = None) -> Tuned:
         return _scored(job, existing(job), None)
     if config.inject == "closed_form":
         classes = len(job.labels)
-        return _scored(job, with_closed_form_head(job.exact, begin, None, job.train, classes), None)
+        return _scored(
+            job, with_closed_form_head(job.tuning, begin, None, job.train, classes), None
+        )
     added: dict[str, Tensor] = {}
     if config.recovery is not None:
         added |= new_scales(encoder.config)
@@ -234,7 +236,7 @@ def trial(
     part = costs.of(sum(map(len, kept.neurons)), kept_heads) / costs.of(units, heads)
     if config.condense == "closed_form":
         classes = len(job.labels)
-        fitted = with_closed_form_head(job.exact, tuned, kept, job.train, classes)
+        fitted = with_closed_form_head(job.tuning, tuned, kept, job.train, classes)
         return Trial(share, kept, _scored(job, fitted, kept), part)
     if config.condense == "none":
         return Trial(share, kept, _scored(job, tuned, kept), part)

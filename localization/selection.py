@@ -71,31 +71,24 @@ def select_within(neuron_scores: Tensor, head_scores: Tensor, costs: Costs, budg
     `neuron_scores [L, F]`, `head_scores [L, A]`, in the same unit. Neurons compete in blocks of
     `MULTIPLE`, best first, so that counts need no rounding afterwards. Greedy, by score per cost.
     """
-    blocks = neuron_scores.sort(dim=1, descending=True, stable=True).values
-    blocks = blocks.view(len(blocks), -1, MULTIPLE).sum(dim=2)  # [L, F / MULTIPLE]
-    heads = head_scores.sort(dim=1, descending=True, stable=True).values
-    units = [
-        (float(value) / (costs.neuron * MULTIPLE), False, layer)
-        for layer, row in enumerate(blocks)
-        for value in row
-    ]
-    units += [
-        (float(value) / costs.head, True, layer) for layer, row in enumerate(heads) for value in row
-    ]
+    units: list[tuple[float, bool, int, int]] = []  # worth, whether a head, layer, size
+    for layer, row in enumerate(neuron_scores):
+        for block in row.sort(descending=True, stable=True).values.split(MULTIPLE):
+            worth = float(block.sum()) / (costs.neuron * len(block))
+            units.append((worth, False, layer, len(block)))
+    for layer, row in enumerate(head_scores):
+        units += [(float(score) / costs.head, True, layer, 1) for score in row]
     units.sort(key=lambda unit: unit[0], reverse=True)
-    counts = {False: [0] * len(blocks), True: [0] * len(heads)}
+    counts = {False: [0] * len(neuron_scores), True: [0] * len(head_scores)}
     left = budget - costs.fixed
-    for _, is_head, layer in units:
-        price = costs.head if is_head else costs.neuron * MULTIPLE
+    for _, is_head, layer, size in units:
+        price = costs.head if is_head else costs.neuron * size
         if price <= left:
-            counts[is_head][layer] += 1
+            counts[is_head][layer] += size
             left -= price
     return Kept(
-        tuple(
-            _best(row, count * MULTIPLE)
-            for row, count in zip(neuron_scores, counts[False], strict=True)
-        ),
-        tuple(_best(row, count) for row, count in zip(head_scores, counts[True], strict=True)),
+        tuple(map(_best, neuron_scores, counts[False])),
+        tuple(map(_best, head_scores, counts[True])),
     )
 
 

@@ -107,11 +107,6 @@ class _Training:
         self._frozen = network.frozen(begin, kept)
         self._optimizer = torch.optim.AdamW(_groups(self._tensors, config), fused=True)
         self.steps = -(-len(train) // config.batch_size) * epochs
-        warm_up = max(1, min(50, self.steps // 10))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer,
-            lambda step: min(1.0, (step + 1) / warm_up) * (1.0 - step / (self.steps + 1)),
-        )
         self.best: Mapping[str, Tensor] = begin.tensors
         self.best_value = -1.0
         self.curve: list[float] = []
@@ -139,8 +134,9 @@ class _Training:
                 loss = _loss(network.encoder, plan, self._train, part)
                 (loss * (len(part) / len(rows))).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self._tensors.values(), 1.0)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["rate"] * self._share_of_rate(done)
             self._optimizer.step()
-            self._schedule.step()
             done += 1
             self._progress(done, self.steps, f"epoch {epoch + 1}")
 
@@ -186,8 +182,11 @@ class _Training:
                 key: tensors[f"{key}:{name}"].to(part.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
-        for _ in range(len(self.curve) * (self.steps // max(1, self._epochs))):
-            self._schedule.step()
+
+    def _share_of_rate(self, step: int) -> float:
+        """Warm-up, then a straight line down to almost nothing at the last step."""
+        warm_up = max(1, min(50, self.steps // 10))
+        return min(1.0, (step + 1) / warm_up) * (1.0 - step / (self.steps + 1))
 
     def _plan(self) -> tuple[Network, Plan]:
         network = self._network.with_backbone(self._tensors)
@@ -216,7 +215,7 @@ def _groups(tensors: Mapping[str, Tensor], config: TuningConfig) -> list[dict[st
         decay = config.weight_decay if decays else 0.0
         groups.setdefault((rates[kind], decay), []).append(tensor)
     return [
-        {"params": params, "lr": rate, "weight_decay": decay}
+        {"params": params, "lr": rate, "rate": rate, "weight_decay": decay}
         for (rate, decay), params in groups.items()
     ]
 

@@ -131,9 +131,9 @@ def _own(setup: Setup) -> list[Servable]:
         "norms": True,
         "delta_rank": 2,
     }
-    recovered = random_overlay(backbone, "recovered", labels=("a", "b"), seed=7, **inside)
-    normed = random_overlay(backbone, "normed", seed=8, norms=True, prompt_tokens=0, read="cls")
-    scaled = random_overlay(backbone, "scaled", seed=9, scales=True)
+    recovered = random_overlay(backbone, "recovered", labels=("a", "b"), seed=2, **inside)
+    normed = random_overlay(backbone, "normed", seed=2, norms=True, prompt_tokens=0, read="cls")
+    scaled = random_overlay(backbone, "scaled", seed=2, scales=True)
     overlays = [recovered, normed, scaled]
     own = [Servable(one.manifest.task, one.manifest.task, one) for one in overlays]
     return [own[0], setup.tasks[2], own[1], own[2]]

@@ -140,6 +140,53 @@ def test_registering_answers_at_once_on_every_replica(
         other.close()
 
 
+WHOLE: dict[str, Any] = {"heads": (2, 0, 3), "scales": True, "norms": True, "delta_rank": 2}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_task_with_every_component_is_registered_and_answered(
+    place: tuple[Store, Backbone], precision: str
+) -> None:
+    store, backbone = place
+    service = Service.open(
+        ServeConfig.of(store=store.root, precision=precision, device="cpu"), Metrics()
+    )
+    overlay = random_overlay(backbone, "recovered", seed=2, **WHOLE)
+    try:
+        shared = _predict(service, "mood", TEXTS)
+        assert _register(service, "recovered", artifact.write(overlay)) == (1, True)
+        expected = probabilities(fp32_encoder(backbone), backbone, overlay, TEXTS)
+        tolerance = 1e-5 if precision == "fp32" else 0.06
+
+        async def ask() -> list[list[float]]:
+            names = ["recovered", "mood"] * 5
+            answers = await asyncio.gather(*(service.predict(name, TEXTS) for name in names))
+            return [list(item.scores.values()) for answer in answers for item in answer.predictions]
+
+        given = torch.tensor(asyncio.run(ask())).view(5, 2, len(TEXTS), -1)
+        for row in given:
+            torch.testing.assert_close(row[0], expected, atol=tolerance, rtol=0)
+            torch.testing.assert_close(row[1], torch.tensor(shared), atol=tolerance, rtol=0)
+    finally:
+        service.close()
+
+
+def test_a_task_with_every_component_promises_its_golden_answers(
+    service: Service, place: tuple[Store, Backbone]
+) -> None:
+    store, backbone = place
+    overlay = random_overlay(backbone, "recovered", seed=2, **WHOLE)
+    changes = {
+        name: part * 1.5 if name.endswith(".up") else part for name, part in overlay.changes.items()
+    }
+    token = store.state_token()
+    with pytest.raises(GoldenMismatchError, match="golden input"):
+        _register(
+            service, "recovered", artifact.write(dataclasses.replace(overlay, changes=changes))
+        )
+    assert store.state_token() == token
+
+
 def test_a_refused_artifact_changes_nothing(
     service: Service, place: tuple[Store, Backbone], tmp_path: Path
 ) -> None:
