@@ -254,7 +254,8 @@ class Engine:
 def _shared(sequences: Sequence[_Sequence]) -> list[list[int]]:
     """Indices of the sequences that one forward serves: tasks with layers of their own are alone.
 
-    Such tasks share no weights with others but the embeddings, so nothing is lost.
+    Such tasks have no weights of a layer in common with others. What that costs, and what else was
+    measured, is in `docs/decisions/0008`.
     """
     groups: dict[str, list[int]] = {}
     for index, sequence in enumerate(sequences):
