@@ -241,7 +241,9 @@ def trial(
     if config.condense == "none":
         return Trial(share, kept, _scored(job, tuned, kept), part)
     epochs = config.tuning.condense_epochs or config.tuning.epochs
-    name = f"condense-{share:.2f}" if enough is None else f"trial-{share:.2f}"
+    name = f"condense-{share:.2f}"
+    if enough is not None:  # only a decision is wanted: what is close after this is left alone
+        name, epochs = f"trial-{share:.2f}", max(1, epochs // 3)
     return Trial(share, kept, _tune(job, name, tuned, kept, epochs, enough), part)
 
 

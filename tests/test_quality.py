@@ -30,12 +30,17 @@ class TestCollecting:
         assert row["fast_minus_fine_tuned"] == -1.0
         assert row["attribution_minus_random"] == 7.0
         assert row["training_free_loss"] == 0.5
-        assert row["search_time"] == 1.25
+        assert row["search_time"] is None, "only some sets are searched"
         assert row["fast_kilobytes"] == 300.4
         assert row["recovered_heads_removed"] == 25.0
         assert row["rows"] == 400
         assert row["localized_speedup_over_prompt"] == 2.4
         assert results["deviations"]["sst2"] == {}
+
+    def test_searched_sets_have_their_time(self, tmp_path: Path) -> None:
+        for name in SEARCHED:
+            write_all(tmp_path, [name])
+            assert collected(tmp_path, [name])["tasks"][name]["search_time"] == 1.25
 
     def test_seeds_give_mean_and_sample_deviation(self, tmp_path: Path) -> None:
         write_all(tmp_path, ["cb"])
@@ -98,7 +103,7 @@ class TestTargets:
         results = collected(tmp_path, ["sst2", "rte"], rte={"server_labels_equal": 99.5})
         targets = results["targets"]
         assert targets["fast_minus_fine_tuned"] == (-1.0, -1.05, False)
-        assert targets["search_time"] == (1.5, 1.625, False)
+        assert targets["search_time"] == (1.5, 2.0, False)
         assert targets["server_labels_equal"] == (100.0, 99.75, False)
         assert targets["recovered_minus_fine_tuned"][2]
 
@@ -142,7 +147,7 @@ class TestCommand:
         line = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert line == json.loads((tmp_path / "out" / "quality.json").read_text())
         assert list(line["tasks"]) == ["sst2", "cb"]
-        assert line["targets"]["search_time"] == [1.5, 1.25, True]
+        assert line["targets"]["search_time"] == [1.5, None, False], "neither set is searched"
         assert line["targets"]["fast_speedup_over_prompt"] == [2.0, None, False]
         assert line["means"]["fine_tuned"] == 85.0
         assert line["machine"] == machine.facts()
