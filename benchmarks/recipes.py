@@ -36,14 +36,11 @@ SETS: dict[str, dict[str, Any]] = {
 FINE_TUNING_RATES = (1e-4, 2e-4)
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Prompt and head; four tenths of the neurons stay, with a scale each, and what the others gave
-    # on average is added to the bias.
+    # Prompt and head alone; four tenths of the neurons stay.
     "localized": {
         "prompt_tokens": 10,
-        "scales": True,
-        "refit": {"rank": 0},
         "budget": {"keep": 0.4},
-        "tuning": {"epochs": 5, "condense_epochs": 3, "condense_rate": 1.0},
+        "tuning": {"epochs": 5, "condense_epochs": 2, "condense_rate": 0.25},
     },
     # Low-rank deltas instead of a prompt; half of the neurons stay.
     "recovered": {

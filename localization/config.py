@@ -158,7 +158,10 @@ class RecoveryConfig(Frozen):
 
 
 class RefitConfig(Frozen):
-    """Fitting the layers' outputs again after units are removed, without training."""
+    """Fitting the layers' outputs again after units are removed, without training.
+
+    Only without a prompt: its vectors give activations unlike any text's, which spoil the means.
+    """
 
     rank: Annotated[int, Field(ge=0, le=1_024)] = 24
     """Of the deltas that the fit is kept as; 0: no fit at all."""
@@ -268,6 +271,8 @@ class TaskConfig(Frozen):
             raise ValueError("inject, condense: closed_form makes a linear head, not a verbalizer")
         if self.inject == "closed_form" and self.prompt_tokens:
             raise ValueError("inject: closed_form tunes no prompt; set prompt_tokens to 0")
+        if self.refit is not None and self.prompt_tokens:
+            raise ValueError("refit: fits what texts give, not prompts; set prompt_tokens to 0")
         if self.condense != "tune" and self.budget.resolved_margin is not None:
             raise ValueError(f"condense: {self.condense} needs a budget of keep or speedup")
         if (self.inject == "existing") != (self.existing is not None):

@@ -255,7 +255,7 @@ def _shared(sequences: Sequence[_Sequence]) -> list[list[int]]:
     """Indices of the sequences that one forward serves: tasks with layers of their own are alone.
 
     Such tasks have no weights of a layer in common with others. What that costs, and what else was
-    measured, is in `docs/decisions/0008`.
+    measured, is in decision 0008.
     """
     groups: dict[str, list[int]] = {}
     for index, sequence in enumerate(sequences):

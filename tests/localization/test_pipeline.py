@@ -273,6 +273,7 @@ def test_what_does_not_fit_is_named(
         ("task: mood\ndata: {train: x}\ncondense: closed_form", "needs a budget"),
         ("task: mood\ndata: {train: x}\nbudget: {keep: 0.5, margin: 1}", "margin and keep"),
         ("task: mood\ndata: {train: x}\nbudget: {speedup: 0.5}", "budget.speedup"),
+        ("task: mood\ndata: {train: x}\nrefit: {rank: 4}", "refit: fits what texts give"),
         ("task: mood\ndata: {train: x}\ngolden: []", "golden"),
         ("task: mood\ndata: {train: x}\nseed: 1\nseed: 2", "'seed' stands twice"),
         ("task: mood\ndata: {train: x}\nseed: 99999999999999999999", "seed"),
