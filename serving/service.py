@@ -17,7 +17,7 @@ from model_store.backbone import Backbone, load_backbone
 from model_store.encoder import Encoder
 from model_store.errors import ArtifactError, InputError, NotFoundError
 from model_store.manifest import TextInput, VerifiedArtifact
-from model_store.ops import Ops, TorchOps, fast_bf16
+from model_store.ops import Ops, fast_bf16
 from model_store.ops_onednn import fastest_ops
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
