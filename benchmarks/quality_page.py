@@ -254,9 +254,8 @@ def _recipes() -> str:
     return (
         f"Every set is cut to {CAP:,} training rows{fewer}, validation rows included, and texts "
         f"to {MAX_TOKENS} tokens; all test rows count. Epochs on the whole network where a set has "
-        f"none of its own: {trained}. Seeds: {seeds}, the others 1; ± is shown where more than one has "
-        "been run. The recipes are in "
-        "`benchmarks/recipes.py`."
+        f"none of its own: {trained}. Seeds: {seeds}, the others 1; ± is shown "
+        "where more than one has been run. The recipes are in `benchmarks/recipes.py`."
     )
 
 
