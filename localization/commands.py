@@ -64,7 +64,7 @@ def localize_file(
     command = shlex.join(["taskbone", "localize", task_file.name])
     work = (work_dir or Path("runs")) / config.task
     results = []
-    with nullcontext(report) if report is not None else ConsoleReporter(console) as reporter:
+    with nullcontext(report) if report is not None else ConsoleReporter.on(console) as reporter:
         for seed in range(config.seed, config.seed + config.repeats):
             one = config.model_copy(update={"seed": seed})
             dataset = load_dataset(one.data, root, seed)

@@ -189,8 +189,9 @@ class TaskConfig(Frozen):
     """What the best epoch and the margin are chosen by."""
     inject: Literal["tune", "closed_form", "existing", "none"] = "tune"
     """What comes before scoring. tune: training (the paper's step 1). closed_form: a linear head by
-    least squares, in seconds. existing: prompt and head of the artifact `existing`. none: only with
-    a verbalizer, or with scores that need no head."""
+    least squares, in seconds. existing: prompt and head of the artifact `existing`. none:
+    training, but scores from before it (the paper's ablation); only with a verbalizer, or with
+    scores that need no head."""
     existing: str | None = None
     """An artifact of this task that keeps the whole network (`budget: {keep: 1.0}` makes one);
     relative to the same folder as the data."""

@@ -1,7 +1,7 @@
 """What a person at a terminal sees of a localization: progress bars and summary tables."""
 
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
@@ -23,28 +23,22 @@ from localization.statistics import repeated
 class ConsoleReporter:
     """Progress bars on a terminal; a line per finished step where there is none."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @classmethod
+    @contextmanager
+    def on(cls, console: Console) -> Iterator[Self]:
+        """One whose bars are shown while the block runs."""
+        with Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]:<10}"),
             TimeRemainingColumn(),
             console=console,
-        )
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        ) as progress:
+            yield cls(progress)
 
     def step(self, name: str) -> network.Progress:
         """A bar for a step."""
@@ -57,7 +51,7 @@ class ConsoleReporter:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(text)
+        self._progress.console.print(text)
 
 
 def summary_table(result: Localized) -> Table:

@@ -101,9 +101,7 @@ def prepare(
     settings = config.model_dump(
         mode="json",
         exclude={
-            **dict.fromkeys(
-                ("budget", "refit", "condense", "scales", "golden", "description"), True
-            ),
+            **dict.fromkeys(LATER, True),
             "tuning": {"condense_epochs", "condense_rate", "search"},
         },
     )

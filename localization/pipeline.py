@@ -61,7 +61,7 @@ def localize(
     """Find the overlay of a task. Raises `ConfigError` where task, backbone and rows do not fit."""
     job = with_searched_rates(prepare(config, backbone, dataset, work, device, report))
     dense = inject(job)
-    scores = quantify(job, dense)
+    scores = quantify(job, begun(job) if config.inject == "none" else dense)
     costs = cost_model(job)
     margin = config.budget.resolved_margin
     if margin is None:
@@ -76,7 +76,7 @@ def localize(
 def with_searched_rates(job: Job) -> Job:
     """The job with the learning rates and prompt length that a short search likes best."""
     config, search = job.config, job.config.tuning.search
-    if search is None or config.inject != "tune":
+    if search is None or config.inject not in ("tune", "none"):
         return job
     candidates = [config] + [
         config.model_copy(
@@ -105,12 +105,15 @@ def with_searched_rates(job: Job) -> Job:
     return dataclasses.replace(job, config=tried[best][1], key=key_of(job.key, best))
 
 
+def begun(job: Job) -> Tuned:
+    """Prompt and head before any training."""
+    return start(job.tuning, len(job.labels), job.config.prompt_tokens, job.config.seed)
+
+
 def inject(job: Job, epochs: int | None = None) -> Tuned:
     """Train prompt and head, and what recovery adds, on the whole network."""
     config, encoder = job.config, job.tuning.encoder
-    begin = start(job.tuning, len(job.labels), config.prompt_tokens, config.seed)
-    if config.inject == "none":
-        return begin
+    begin = begun(job)
     if config.inject == "existing":
         return _scored(job, existing(job), None)
     if config.inject == "closed_form":

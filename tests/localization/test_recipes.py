@@ -119,6 +119,28 @@ def test_without_training_nothing_is_trained(
     _holds(result, tiny[1])
 
 
+def test_scores_from_before_training_do_not_lower_what_is_compared_with(
+    rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
+) -> None:
+    """With `inject: none` the dense network is trained all the same: the margin is against it."""
+    scored = {"attribution": {"score": "magnitude"}, "budget": {"margin": 5.0}}
+    before = _localize(rows, tiny[1], tmp_path / "a", inject="none", **scored)
+    after = _localize(rows, tiny[1], tmp_path / "b", inject="tune", **scored)
+    assert before.dense.curve != ()
+    assert before.dense.validation == after.dense.validation > 0.6
+    lost = before.dense.validation - before.chosen.tuned.validation
+    assert lost < 0.05 + 1e-9 or before.chosen.share == 1.0
+
+
+def test_another_number_of_repeats_trains_nothing_again(
+    rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
+) -> None:
+    _localize(rows, tiny[1], tmp_path, budget={"keep": 0.5})
+    files = {file.name for file in tmp_path.glob("inject-*")}
+    _localize(rows, tiny[1], tmp_path, budget={"keep": 0.7}, repeats=2, description="other")
+    assert {file.name for file in tmp_path.glob("inject-*")} == files
+
+
 def test_an_existing_head_is_taken_as_it_is(
     rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
 ) -> None:
