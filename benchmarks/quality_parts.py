@@ -55,7 +55,7 @@ def all_parts() -> list[tuple[str, str, int]]:
         (name, part, seed)
         for name in SEEDS
         for seed in range(1, SEEDS[name])
-        for part in ("localized", "recovered", "fast", "fine_tuned", "training_free", "chance")
+        for part in ("localized", "recovered", "fast", "fine_tuned")
     ]
     return first + more
 
@@ -113,7 +113,7 @@ def _overlay(
 ) -> Figures:
     """An overlay by a recipe: dense beside it, its size, what the training took."""
     config = _config(name, part, seed)
-    if config.budget.speedup is not None:
+    if part == "fast" and config.budget.speedup is not None:
         slower = prompt_cost(_job(backbone, data, work, config))
         wanted = max(1.0, config.budget.speedup / slower)
         config = config.model_copy(update={"budget": BudgetConfig(speedup=wanted)})

@@ -36,34 +36,36 @@ SETS: dict[str, dict[str, Any]] = {
 FINE_TUNING_RATES = (1e-4, 2e-4)
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Prompt and head alone; four tenths of the neurons stay.
+    # Prompt and head, and a scale for each neuron that stays: four tenths of them.
     "localized": {
         "prompt_tokens": 10,
         "budget": {"keep": 0.4},
-        "tuning": {"epochs": 5, "condense_epochs": 2, "condense_rate": 0.25},
+        "scales": True,
+        "tuning": {"epochs": 5, "condense_epochs": 5, "condense_rate": 1.0},
     },
     # Low-rank deltas instead of a prompt; half of the neurons stay.
     "recovered": {
         "prompt_tokens": 0,
         "recovery": {},
         "budget": {"keep": 0.5, "heads": False},
-        "tuning": {"epochs": 4, "condense_epochs": 1, "condense_rate": 0.25},
+        "tuning": {"epochs": 4, "condense_epochs": 2, "condense_rate": 0.25},
     },
     # The same, twice as fast as dense prompt tuning; how much of that is the missing prompt's
     # doing depends on the texts, so that the speed-up asked for here is worked out for each set.
     "fast": {
         "prompt_tokens": 0,
         "recovery": {},
-        "budget": {"speedup": 2.0},
+        "budget": {"speedup": 2.05},  # a little more than is asked of it
         "tuning": {"epochs": 4, "condense_epochs": 2, "condense_rate": 0.25},
     },
-    # Nothing is trained: a head by least squares, before and after.
+    # Nothing is trained: a head by least squares, before and after. Neither network has a prompt.
     "training_free": {
         "prompt_tokens": 0,
+        "attribution": {"score": "fluctuation"},
         "inject": "closed_form",
         "condense": "closed_form",
         "refit": {"rank": 24},
-        "budget": {"speedup": 1.5},
+        "budget": {"speedup": 1.55},  # a little more than is asked of it
     },
 }
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localization.config import AttributionConfig
+from localization.fluctuation import fluctuations
 from localization.network import Examples, Network, Progress, Tuned
 from model_store.backbone import EncoderConfig
 from model_store.encoder import Encoder
@@ -51,9 +52,13 @@ def score_units(
 ) -> dict[Part, Tensor]:
     """Scores per part, `[L, width]`, summed over the first `config.rows` rows.
 
-    `network` must be in fp32: products of small gradients do not survive fewer bits.
+    `network` must be in fp32: products of small gradients do not survive fewer bits. Fluctuation is
+    of `ffn_in` and `heads` alone.
     """
     encoder = network.encoder
+    if config.score == "fluctuation":
+        varying = fluctuations(network, tuned, examples, config.rows, progress)
+        return {part: varying[part] for part in parts}
     widths = {part: _width(encoder.config, part) for part in parts}
     if config.score == "random":
         generator = torch.Generator().manual_seed(seed)

@@ -4,16 +4,16 @@ Costs are measured where a speed is asked for, and counted in multiplications el
 trained here; cut networks are tried on the validation rows.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from localization.adapters import cut
 from localization.costs import measure_costs, speedup
+from localization.cutting import cut_network
 from localization.job import Job
 from localization.network import Tuned, predict
-from localization.selection import Costs, Kept, select, select_within
+from localization.selection import Costs, Kept, Scores, select, select_within
 from model_store.backbone import EncoderConfig
 
 LEAST_SHARE = 0.05
@@ -28,13 +28,21 @@ CORRECTIONS = 3
 HEAD_RATES = (2.0, 4.0, 8.0, 16.0, 32.0)
 """How many times a head's score counts against neurons' scores."""
 
+FLUCTUATION_RATES = (0.5, 0.25, 1.0)
+"""The same where the scores are shares of a layer's fluctuation."""
 
-@dataclass(frozen=True)
-class Scores:
-    """What `quantify` finds: larger is more important."""
+TILTS = (1.0, 0.3)
+"""How much a unit counts against one of the layer before, where the head is fitted again.
 
-    neurons: Tensor  # [L, F]
-    heads: Tensor  # [L, A]
+Such a head may as well read what an earlier layer gives.
+"""
+
+
+class Exchange(NamedTuple):
+    """How units are weighed against each other: see `TILTS` and `HEAD_RATES`."""
+
+    tilt: float
+    rate: float
 
 
 def cost_model(job: Job) -> Costs:
@@ -52,28 +60,49 @@ def multiplications(config: EncoderConfig, tokens: float) -> Costs:
 
 
 def localized(job: Job, dense: Tuned, scores: Scores, costs: Costs, share: float) -> Kept:
-    """What is kept when neurons and heads together may cost `share` of what all of them do.
+    """What is kept when neurons and heads together may cost `share` of what all of them do."""
+    exchange = best_exchange(job, dense, scores, costs, share)
+    return kept_at(job, scores, costs, share, exchange)
 
-    First-order scores say little about many heads going at once, so they and the neurons' scores
-    have no common unit. Several exchange rates are tried, and the cut network with the smallest
-    loss on the validation rows is taken; nothing is trained for that.
-    """
+
+def kept_at(job: Job, scores: Scores, costs: Costs, share: float, exchange: Exchange) -> Kept:
+    """The units worth most for what they cost, at an exchange rate between heads and layers."""
     if not job.config.cuts_heads:
         return Kept(select(scores.neurons, share, job.config.attribution.scope))
     whole = costs.of(scores.neurons.numel(), scores.heads.numel())
     budget = costs.fixed + share * (whole - costs.fixed)
-    candidates = [
-        select_within(scores.neurons, rate * scores.heads, costs, budget) for rate in HEAD_RATES
-    ]
+    worth = exchange.tilt ** torch.arange(len(scores.heads))[:, None]
+    heads = exchange.rate * scores.heads
+    return select_within(scores.neurons * worth, heads * worth, costs, budget)
+
+
+def best_exchange(job: Job, dense: Tuned, scores: Scores, costs: Costs, share: float) -> Exchange:
+    """The rates at which the cut network has the smallest loss on the validation rows.
+
+    First-order scores say little about many units going at once: heads' and neurons' scores have no
+    common unit, and layers make up for one another. Nothing is trained for the choice.
+    """
+    rates: tuple[float, ...] = HEAD_RATES
+    if job.config.attribution.score == "fluctuation":
+        rates = FLUCTUATION_RATES
+    tilts = TILTS if job.config.condense == "closed_form" else TILTS[:1]
+    if not job.config.cuts_heads:
+        return Exchange(tilts[0], rates[0])
     progress = job.report.step("neurons or heads")
-    losses = []
-    for number, kept in enumerate(candidates, 1):
-        tuned = Tuned(cut(dense.tensors, kept, job.backbone.config))
-        plan = job.tuning.plan(tuned, kept)
-        given = predict(job.tuning.encoder, plan, job.validation.encodings)
-        losses.append(float(F.nll_loss(given.clamp_min(1e-9).log(), job.validation.classes)))
-        progress(number, len(candidates), f"loss {losses[-1]:.2f}")
-    return candidates[losses.index(min(losses))]
+    losses: dict[Exchange, float] = {}
+
+    def loss(exchange: Exchange) -> float:
+        if exchange not in losses:
+            kept = kept_at(job, scores, costs, share, exchange)
+            plan = job.tuning.plan(cut_network(job, dense, kept, scores), kept)
+            given = predict(job.tuning.encoder, plan, job.validation.encodings)
+            found = F.nll_loss(given.clamp_min(1e-9).log(), job.validation.classes)
+            losses[exchange] = float(found)
+            progress(len(losses), len(tilts) + len(rates) - 1, f"loss {losses[exchange]:.2f}")
+        return losses[exchange]
+
+    best = min((Exchange(tilt, rates[0]) for tilt in tilts), key=loss)
+    return min((Exchange(best.tilt, rate) for rate in rates), key=loss)
 
 
 def budgeted(job: Job, dense: Tuned, scores: Scores, costs: Costs) -> tuple[float, Kept]:
@@ -88,10 +117,11 @@ def budgeted(job: Job, dense: Tuned, scores: Scores, costs: Costs) -> tuple[floa
     assert budget.speedup is not None, "a margin is searched for"
     whole = costs.of(config.layers * config.ffn, config.layers * config.heads)
     share = (whole / budget.speedup - costs.fixed) / (whole - costs.fixed)
+    exchange = best_exchange(job, dense, scores, costs, min(1.0, max(LEAST_SHARE, share)))
     best: tuple[float, Kept] | None = None
     for _ in range(CORRECTIONS):
         share = min(1.0, max(LEAST_SHARE, share))
-        kept = localized(job, dense, scores, costs, share)
+        kept = kept_at(job, scores, costs, share, exchange)
         reached = speedup(job.served, kept, job.validation.encodings)
         job.report.note(f"{share:.2f} of the units' cost: {reached:.2f} times as fast")
         if reached >= CLOSE * budget.speedup and (best is None or share > best[0]):

@@ -103,8 +103,17 @@ class AttributionConfig(Frozen):
     """
 
     score: Literal[
-        "attribution", "activation", "gradient", "taylor", "fisher", "magnitude", "random"
+        "attribution",
+        "activation",
+        "gradient",
+        "taylor",
+        "fisher",
+        "fluctuation",
+        "magnitude",
+        "random",
     ] = "attribution"
+    """fluctuation looks neither at labels nor at `tokens` and `signed`: it finds what matters to a
+    layer's output rather than to the task, and so suits `refit`."""
     rows: Positive = 200
     tokens: Literal["sum", "mean", "max"] = "sum"
     signed: bool = False
@@ -265,7 +274,8 @@ class TaskConfig(Frozen):
             raise ValueError("verbalizer: reads 'mask'")
         if not self.prompt_tokens and self.verbalizer is not None:
             raise ValueError("prompt_tokens: 0 with a verbalizer leaves nothing to tune")
-        needs_head = self.attribution.score not in ("activation", "magnitude", "random")
+        headless = ("activation", "fluctuation", "magnitude", "random")
+        needs_head = self.attribution.score not in headless
         if self.inject == "none" and self.verbalizer is None and needs_head:
             raise ValueError("inject: none leaves a linear head of zeros, which scores nothing")
         if self.verbalizer is not None and "closed_form" in (self.inject, self.condense):

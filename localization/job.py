@@ -24,7 +24,17 @@ from model_store.ops import Ops, TorchOps, fast_bf16
 from model_store.ops_onednn import fastest_ops
 from model_store.tokenization import InputEncoder
 
-LATER = ("budget", "refit", "condense", "scales", "repeats", "existing", "golden", "description")
+LATER = (
+    "attribution",
+    "budget",
+    "refit",
+    "condense",
+    "scales",
+    "repeats",
+    "existing",
+    "golden",
+    "description",
+)
 """Settings of what comes after the first step, or is hashed by its content."""
 
 

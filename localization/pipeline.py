@@ -11,42 +11,33 @@ of how the result is written down (see `results.py`).
 """
 
 import dataclasses
-import random
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from localization.adapters import (
-    cut,
-    joined,
-    layer_importance,
     new_deltas,
     new_norms,
     new_scales,
-    with_ranks,
 )
 from localization.attribution import score_units
-from localization.budget import Scores, budgeted, cost_model, localized
+from localization.budget import budgeted, cost_model, localized
 from localization.closed_form import with_closed_form_head
 from localization.config import TaskConfig
+from localization.cutting import cut_network
 from localization.data import Dataset
 from localization.errors import ConfigError
 from localization.evaluation import evaluate
 from localization.job import Job, Reporter, prepare
 from localization.network import Examples, Tuned, predict, start
-from localization.refit import refit
 from localization.results import Localized, Trial, finish
-from localization.selection import Costs, Kept, smallest_acceptable
+from localization.selection import Costs, Kept, Scores, smallest_acceptable
 from localization.stages import digest_of, key_of
 from localization.tuning import tune
 from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.plan import Part
-from model_store.tokenization import Encoding
-
-WARM = ("prompt", "head.weight", "head.bias")
-"""What a trial takes from the one before."""
 
 
 def localize(
@@ -160,7 +151,8 @@ def existing(job: Job) -> Tuned:
 def quantify(job: Job, tuned: Tuned) -> Scores:
     """Score all units by the first rows of training."""
     config = job.config.attribution
-    key = key_of(job.key, "quantify", digest_of(tuned.tensors, None))
+    settings = config.model_dump(mode="json")
+    key = key_of(job.key, "quantify", settings, digest_of(tuned.tensors, None))
     kept = job.stages.load("quantify", key)
     if kept is None:
         rows = job.train
@@ -218,30 +210,12 @@ def trial(
     Prompt and head start as in `latest`; what belongs to neurons and heads is cut from `dense`.
     """
     config = job.config
-    tensors = dict(dense.tensors)
-    tensors |= {name: latest.tensors[name] for name in tensors if name in WARM}
-    if config.scales and config.recovery is None:
-        tensors |= new_scales(job.backbone.config)
-    tuned = Tuned(cut(tensors, kept, job.backbone.config))
-    if config.recovery is not None:
-        important = layer_importance(scores.heads).argsort(descending=True)
-        ranks = [config.recovery.low_rank] * len(important)
-        for layer in important[: -(-len(important) // 3)].tolist():
-            ranks[layer] = config.recovery.rank
-        tuned = dataclasses.replace(tuned, tensors=with_ranks(tuned.tensors, ranks))
-    if config.refit is not None:
-        rows = _some_rows(job.train, config.refit.tokens, config.seed)
-        changes = refit(job.exact, dense, kept, rows, config.refit.rank)
-        tuned = dataclasses.replace(tuned, tensors=joined(tuned.tensors, changes))
+    tuned = cut_network(job, dense, kept, scores, latest)
     units = job.backbone.config.layers * job.backbone.config.ffn
     heads = job.backbone.config.layers * job.backbone.config.heads
     kept_heads = heads if kept.heads is None else sum(map(len, kept.heads))
     part = costs.of(sum(map(len, kept.neurons)), kept_heads) / costs.of(units, heads)
-    if config.condense == "closed_form":
-        classes = len(job.labels)
-        fitted = with_closed_form_head(job.tuning, tuned, kept, job.train, classes)
-        return Trial(share, kept, _scored(job, fitted, kept), part)
-    if config.condense == "none":
+    if config.condense != "tune":
         return Trial(share, kept, _scored(job, tuned, kept), part)
     epochs = config.tuning.condense_epochs or config.tuning.epochs
     name = f"condense-{share:.2f}"
@@ -291,15 +265,3 @@ def _scored(job: Job, tuned: Tuned, kept: Kept | None) -> Tuned:
     predicted = predict(job.tuning.encoder, plan, job.validation.encodings).argmax(dim=1)
     found = evaluate(predicted, job.validation.classes, len(job.labels))
     return dataclasses.replace(tuned, validation=found.value(job.config.metric))
-
-
-def _some_rows(examples: Examples, tokens: int, seed: int) -> list[Encoding]:
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)  # noqa: S311 - not for secrets
-    rows, count = [], 0
-    for row in order:
-        rows.append(examples.encodings[row])
-        count += len(examples.encodings[row].token_ids)
-        if count >= tokens:
-            break
-    return rows

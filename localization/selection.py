@@ -27,6 +27,14 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What `quantify` finds: larger is more important."""
+
+    neurons: Tensor  # [L, F]
+    heads: Tensor  # [L, A]
+
+
+@dataclass(frozen=True)
 class Costs:
     """Time or FLOPs of one forward as a sum: what each unit adds, and what is always there."""
 

@@ -132,6 +132,32 @@ def test_scores_from_before_training_do_not_lower_what_is_compared_with(
     assert lost < 0.05 + 1e-9 or before.chosen.share == 1.0
 
 
+def test_a_head_that_is_fitted_again_may_read_an_earlier_layer(
+    rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
+) -> None:
+    """Fluctuation, refit and a new head, half of the work: the artifact holds what is kept."""
+    changes = FREE | {"refit": {"rank": 4}, "attribution": {"score": "fluctuation"}}
+    result = _localize(rows, tiny[1], tmp_path, **changes, budget={"keep": 0.5, "heads": True})
+    assert result.trainings == 0
+    assert result.overlay.manifest.kept_share < 1
+    assert result.overlay.manifest.heads_kept is not None
+    _holds(result, tiny[1])
+
+
+def test_another_score_trains_nothing_again(
+    rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
+) -> None:
+    kept = [
+        _localize(
+            rows, tiny[1], tmp_path, attribution={"score": score}, budget={"keep": 0.5}
+        ).chosen.kept.neurons
+        for score in ("attribution", "magnitude")
+    ]
+    assert len(list(tmp_path.glob("inject-*"))) == 1
+    assert len(list(tmp_path.glob("quantify-*"))) == 2
+    assert any(not a.equal(b) for a, b in zip(*kept, strict=True))
+
+
 def test_another_number_of_repeats_trains_nothing_again(
     rows: Path, tiny: tuple[Store, Backbone], tmp_path: Path
 ) -> None:
