@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.quality_results import OVERLAYS
-from benchmarks.recipes import settings
+from benchmarks.recipes import DENSE_PROMPT, settings
 from examples.ready_made import add_backbone
 from localization.config import DataConfig
 from localization.costs import ROWS, plan_of, time_forwards
@@ -38,12 +38,6 @@ from model_store.tokenization import InputEncoder
 from serving.config import ServeConfig
 from serving.metrics import Metrics
 from serving.service import Service
-
-PROMPT_TOKENS = 10
-"""Of the prompt tuning that speeds are compared with."""
-
-ASKED = ("recovered", "localized")
-"""The overlays that are asked for through the server."""
 
 MOST_INPUTS = 16
 """Inputs of one request."""
@@ -77,10 +71,10 @@ def measure(
         take = partial(_timed, console, meter, data, name, content)
         speeds = kept.get(f"speed-{part}-{name}", {name: content}, take)
         found[name] |= {f"{part}_{figure}": value for figure, value in speeds.items()}
-    equal = [_asked(console, kept, data, part, overlays) for part in ASKED]
+    equal = [_asked(console, kept, data, part, overlays) for part in OVERLAYS]
     for name in sets:
         shares = [one[name] for one in equal if name in one]
-        if len(shares) == len(ASKED):
+        if len(shares) == len(OVERLAYS):
             found[name]["server_labels_equal"] = min(shares)
     return found
 
@@ -159,7 +153,7 @@ class Meter:
         config = backbone.config
         whole = Kept((torch.arange(config.ffn, dtype=torch.int32),) * config.layers)
         self._whole = plan_of(self._encoder, whole)
-        words = torch.arange(PROMPT_TOKENS)
+        words = torch.arange(DENSE_PROMPT)
         prompt = self._encoder.word_embeddings(words)  # any will do: time depends on the length
         self._prompted: Plan = dataclasses.replace(
             self._whole, prompt=prompt, prompt_cache=self._encoder.prompt_cache(prompt)
