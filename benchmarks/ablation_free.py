@@ -95,6 +95,7 @@ def training_free(bench: Bench) -> Figures:
         "labelled": AttributionConfig(),
         f"{few} labelled": AttributionConfig(rows=few),
         "unlabelled": AttributionConfig(labels="predicted"),
+        "unlabelled, by fluctuation": AttributionConfig(score="fluctuation"),
         "labelled, by the paper's score": AttributionConfig(tokens="max", signed=True, rows=20),
         "none: random": AttributionConfig(score="random"),
     }
@@ -156,13 +157,20 @@ def _made_up(
 def domains(bench: Bench) -> Figures:
     """Rows of another domain of the same task choose neurons and fit them; own rows beside it.
 
-    `bench` is of the domain whose test rows count.
+    Both ways between the two domains, by the domain whose test rows count.
     """
-    (other_name,) = set(SAME_TASK) - {bench.name}
-    here = bench.subject("training_free")
-    there = dataclasses.replace(bench, name=other_name).subject("training_free")
-    if here.job.labels != there.job.labels:
-        raise DataError(f"{bench.name} and {other_name} do not have the same labels")
+    first, second = (
+        dataclasses.replace(bench, name=name).subject("training_free") for name in SAME_TASK
+    )
+    if first.job.labels != second.job.labels:
+        raise DataError(f"{' and '.join(SAME_TASK)} do not have the same labels")
+    return {
+        SAME_TASK[0]: _from_elsewhere(bench, first, second),
+        SAME_TASK[1]: _from_elsewhere(bench, second, first),
+    }
+
+
+def _from_elsewhere(bench: Bench, here: Subject, there: Subject) -> Figures:
     keep = bench.grid.half_keep
 
     def run(head: Subject, rows: Subject, labels: bool) -> Figures:

@@ -31,6 +31,7 @@ SCORES: dict[str, AttributionConfig] = {
     "gradient, sum, signed (the paper's)": AttributionConfig(score="gradient", signed=True),
     "Taylor of the loss, absolute": AttributionConfig(score="taylor"),
     "Fisher": AttributionConfig(score="fisher"),
+    "fluctuation": AttributionConfig(score="fluctuation"),
     "magnitude": AttributionConfig(score="magnitude"),
 }
 

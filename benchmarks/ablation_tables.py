@@ -195,9 +195,10 @@ def _training_free(results: Mapping[str, Mapping[str, Figures]], grid: Grid) -> 
 
 def _domains(results: Mapping[str, Mapping[str, Figures]], grid: Grid) -> Sheet:
     rows = [
-        (name, kind, *(points(row[column]) for column in ("dense", "cut", "scales", "refit")))
-        for name, _, figures in having(results, "domains")
-        for kind, row in figures.items()
+        (tested, kind, *(points(row[column]) for column in ("dense", "cut", "scales", "refit")))
+        for _, _, figures in having(results, "domains")
+        for tested, kinds in figures.items()
+        for kind, row in kinds.items()
     ]
     return Sheet(
         "Rows from another domain",

@@ -107,7 +107,9 @@ def test_parts_agree_where_they_measure_the_same(results: dict[str, dict[str, Fi
     assert found["scores"][OURS]["after"] == same["after"]
     assert found["deltas"]["none: a prompt and scales"]["after"] == same["after"]
     assert found["injection"]["with"]["before"] == same["before"]
-    assert found["domains"]["own rows"]["refit"] == found["training_free"]["labelled"]["refit"]
+    assert (
+        found["domains"]["sst2"]["own rows"]["refit"] == found["training_free"]["labelled"]["refit"]
+    )
 
 
 def test_curves_begin_before_the_first_epoch(results: dict[str, dict[str, Figures]]) -> None:
