@@ -55,7 +55,7 @@ def all_parts() -> list[tuple[str, str, int]]:
         (name, part, seed)
         for name in SEEDS
         for seed in range(1, SEEDS[name])
-        for part in ("localized", "recovered", "fast", "fine_tuned")
+        for part in ("localized", "recovered", "fine_tuned")
     ]
     return first + more
 
