@@ -18,7 +18,8 @@ PAUSE_S = 0.1
 GRACE_S = 3.0
 """How long a command may take to end when asked, before it is killed."""
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+"""One thread; and what a command says is in its log in the order in which it was said."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def run(works: Sequence[Work], jobs: int, logs: Path, tell: Tell) -> list[Ended]
 
 def _start(work: Work, logs: Path) -> _Running:
     log = logs / f"{work.name}.log"
-    environment: Mapping[str, str] = os.environ | ONE_THREAD
+    environment: Mapping[str, str] = os.environ | SETTINGS
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, *work.arguments],
