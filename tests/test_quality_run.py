@@ -161,10 +161,10 @@ class TestMeasuring:
         assert taken == [*OVERLAYS, *["server"] * len(OVERLAYS)]
         assert measure(console, tmp_path, tmp_path, ["sst2"], False) == found
         assert measure(console, tmp_path, None, ["sst2"], False) == found
-        assert len(taken) == 6
+        assert len(taken) == 8
         (tmp_path / "overlays" / "fast" / "sst2-0.safetensors").write_bytes(b"new")
         assert "fast_speedup" not in measure(console, tmp_path, None, ["sst2"], False)["sst2"]
         measure(console, tmp_path, tmp_path, ["sst2"], False)
-        assert taken[6:] == ["new"]
+        assert taken[8:] == ["new", "server"]
         measure(console, tmp_path, tmp_path, ["sst2"], True)
-        assert len(taken) == 13
+        assert len(taken) == 18
