@@ -16,11 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from localization.adapters import (
-    new_deltas,
-    new_norms,
-    new_scales,
-)
+from localization.adapters import new_deltas, new_norms, new_scales
 from localization.attribution import score_units
 from localization.budget import budgeted, cost_model, localized
 from localization.closed_form import with_closed_form_head

@@ -70,6 +70,15 @@ class TestDistribution:
         assert "version" not in pyproject()["project"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
 
+    def test_every_package_is_installed(self) -> None:
+        """An editable install hides a package that is not named; a wheel would lack it."""
+        found = {
+            ".".join(file.parent.relative_to(ROOT).parts)
+            for package in PACKAGES
+            for file in ROOT.glob(f"{package}/**/__init__.py")
+        }
+        assert set(pyproject()["tool"]["setuptools"]["packages"]) == found
+
     def test_packages_say_that_they_are_typed(self) -> None:
         assert [name for name in PACKAGES if not (ROOT / name / "py.typed").is_file()] == []
 
