@@ -255,7 +255,9 @@ def _recipes() -> str:
         f"Every set is cut to {CAP:,} training rows{fewer}, validation rows included, and texts "
         f"to {MAX_TOKENS} tokens; all test rows count. Epochs on the whole network where a set has "
         f"none of its own: {trained}. Seeds: {seeds}, the others 1; ± is shown "
-        "where more than one has been run. The recipes are in `benchmarks/recipes.py`."
+        "where more than one has been run: of fine-tuning, recovered, prompt tuning and localized. "
+        "Differences are taken seed by seed, so that those of fast are of the first seed alone. The "
+        "recipes are in `benchmarks/recipes.py`."
     )
 
 
