@@ -256,8 +256,8 @@ def _recipes() -> str:
         f"to {MAX_TOKENS} tokens; all test rows count. Epochs on the whole network where a set has "
         f"none of its own: {trained}. Seeds: {seeds}, the others 1; ± is shown "
         "where more than one has been run: of fine-tuning, recovered, prompt tuning and localized. "
-        "Differences are taken seed by seed, so that those of fast are of the first seed alone. The "
-        "recipes are in `benchmarks/recipes.py`."
+        "Differences are taken seed by seed, so that those of fast are of the first seed alone. "
+        "The recipes are in `benchmarks/recipes.py`."
     )
 
 
