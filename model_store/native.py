@@ -1,0 +1,617 @@
+"""The native forward: `native/forward.cpp` with a backbone and plans handed over, on the CPU.
+
+Built with the package, once for each family of processors; `load` takes the best that this one can
+run, and where there is none (no compiler at installation, another architecture) the plain
+`encoder.Encoder` serves. That is also the reference: same plans, same answers. The structures here
+mirror those at the top of the C++ file, letters and paddings included.
+"""
+
+import ctypes
+import itertools
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p, cast
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_store.artifact import Overlay
+from model_store.backbone import EncoderConfig
+from model_store.manifest import VerbalizerHead
+from model_store.ops import activate
+from model_store.packing import Item
+from model_store.plan import Changes
+
+Precision = Literal["fp32", "bf16", "int8"]
+Build = Literal["amx", "avx512", "avx2"]
+
+NEEDS: dict[Build, tuple[str, ...]] = {
+    "amx": ("amx_tile", "amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni"),
+    "avx512": ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16", "avx512_vnni"),
+    "avx2": ("avx2", "fma3"),
+}
+"""What a build needs of the processor, best build first."""
+
+COLUMNS = 64
+"""Outputs that are computed together; widths in memory are multiples of it."""
+LANES = 16
+
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+_READS = ("cls", "mask", "mean")
+_ACTIVATIONS = {"gelu": 1, "gelu_tanh": 2, "relu": 3}
+
+
+class _Norm(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
+
+
+class _Linear(Structure):
+    _fields_ = [(name, c_void_p) for name in ("panels", "bias", "scales", "sums")]
+
+
+class _LayerWeights(Structure):
+    _fields_ = [
+        ("qkv", _Linear),
+        ("out", _Linear),
+        ("w_in", c_void_p),
+        ("b_in", c_void_p),
+        ("in_scales", c_void_p),
+        ("in_sums", c_void_p),
+        ("w_out", c_void_p),
+        ("b_out", c_void_p),
+        ("out_scales", c_void_p),
+        ("attention_norm", _Norm),
+        ("ffn_norm", _Norm),
+        ("bytes", c_int32),
+    ]
+
+
+class _Model(Structure):
+    _fields_ = [
+        ("precision", c_int32),
+        ("layers", c_int32),
+        ("hidden", c_int32),
+        ("heads", c_int32),
+        ("ffn", c_int32),
+        ("embedding", c_int32),
+        ("activation", c_int32),
+        ("position_offset", c_int32),
+        ("eps", c_float),
+        ("words", c_void_p),
+        ("positions", c_void_p),
+        ("types", c_void_p),
+        ("embedding_norm", _Norm),
+        ("projection", _Linear),
+        ("layer", POINTER(_LayerWeights)),
+    ]
+
+
+class _Delta(Structure):
+    _fields_ = [("rank", c_int64), ("down", c_void_p), ("up", c_void_p)]
+
+
+class _TaskLayer(Structure):
+    _fields_ = [
+        ("kept", c_int32),
+        ("heads", c_int32),
+        ("neurons", c_void_p),
+        ("head_list", c_void_p),
+        ("out_sums", c_void_p),
+        ("in_panels", c_void_p),
+        ("out_panels", c_void_p),
+        ("outer_sums", c_void_p),
+        ("scales", c_void_p),
+        ("b_out", c_void_p),
+        ("attention_norm", _Norm),
+        ("ffn_norm", _Norm),
+        ("q", _Delta),
+        ("k", _Delta),
+        ("v", _Delta),
+        ("o", _Delta),
+        ("ffn_in", _Delta),
+        ("ffn_out", _Delta),
+    ]
+
+
+class _Task(Structure):
+    _fields_ = [
+        ("layers", POINTER(_TaskLayer)),
+        ("own_attention", c_int32),
+        ("read", c_int32),
+        ("prompt", c_int32),
+        ("classes", c_int32),
+        ("prompt_vectors", c_void_p),
+        ("prompt_hidden", c_void_p),
+        ("prompt_qkv", c_void_p),
+        ("head_weight", c_void_p),
+        ("head_bias", c_void_p),
+    ]
+
+
+class _Batch(Structure):
+    _fields_ = [
+        ("sequences", c_int32),
+        ("segments", c_int32),
+        ("tokens", c_void_p),
+        ("token_types", c_void_p),
+        ("lengths", c_void_p),
+        ("masks", c_void_p),
+        ("segment_of", c_void_p),
+        ("tasks", c_void_p),
+        ("probabilities", c_void_p),
+        ("read", c_void_p),
+    ]
+
+
+def builds() -> list[Build]:
+    """The builds that are installed and that this processor can run, best first."""
+    have = torch.cpu.get_capabilities()
+    return [
+        build
+        for build, needed in NEEDS.items()
+        if all(have.get(name, False) for name in needed) and _path(build) is not None
+    ]
+
+
+def _path(build: Build) -> Path | None:
+    folder = Path(__file__).parent
+    paths = [folder / f"_native_{build}{suffix}" for suffix in EXTENSION_SUFFIXES]
+    return next((path for path in paths if path.exists()), None)
+
+
+@cache
+def load(build: Build) -> ctypes.CDLL:
+    """The library of one build. Raises `OSError` where this machine cannot run it."""
+    path = _path(build)
+    if path is None:
+        raise OSError(f"the native forward was not built for {build}: install with a C++ compiler")
+    library = ctypes.CDLL(str(path))
+    library.taskbone_runner.restype = c_void_p
+    library.taskbone_runner_free.argtypes = [c_void_p]
+    library.taskbone_forward.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.taskbone_prompt.argtypes = [c_void_p] * 5
+    library.taskbone_pack_ffn.argtypes = [
+        c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_void_p, c_void_p,
+    ]  # fmt: skip
+    library.taskbone_forward.restype = library.taskbone_prompt.restype = None
+    library.taskbone_pack_ffn.restype = library.taskbone_runner_free.restype = None
+    if library.taskbone_prepare():
+        raise OSError(f"the kernel gives this process no leave to use {build}")
+    return library
+
+
+@dataclass(eq=False)
+class NativePlan:
+    """An overlay as the native forward sees it; `NativeEncoder.pack` makes a faster one of it."""
+
+    task: _Task
+    classes: int
+    verbalizer: tuple[Tensor, Tensor] | None
+    """Label tokens' rows of the MLM decoder `[C, E]`, and their biases `[C]`."""
+    prompt_tokens: int
+    layers: Any
+    neurons: tuple[Tensor, ...]
+    bytes: int
+    """Of memory that is this plan's alone."""
+    keep: list[Any] = field(default_factory=list)
+    """What the structures point into."""
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class PackedFfn:
+    """One layer's kept neurons, gathered and packed: equal sets of several tasks share one."""
+
+    in_panels: Tensor
+    out_panels: Tensor
+    sums: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Memory in bytes."""
+        return sum(tensor.nbytes for tensor in (self.in_panels, self.out_panels, self.sums))
+
+
+class NativeEncoder:
+    """A backbone packed for the native forward in one precision; for one thread at a time."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        tensors: Mapping[str, Tensor],
+        precision: Precision,
+        threads: int,
+        build: Build | None = None,
+    ) -> None:
+        """Tensors as in `EncoderConfig.shapes`. Raises `OSError` where there is no usable build."""
+        if build is None:
+            build = next(iter(builds()), None)
+            if build is None:
+                raise OSError("there is no native forward for this processor")
+        if build == "avx2" and precision != "fp32":
+            raise OSError(f"the build for avx2 computes in fp32, not in {precision}")
+        if config.hidden % config.heads or config.ffn >= 1 << 16:
+            raise OSError(f"no native forward for H {config.hidden}, A {config.heads}")
+        self.config = config
+        self.precision: Precision = precision
+        self.build = build
+        self._library = load(build)
+        self._keep: list[Any] = []
+        self._low = torch.float32 if precision == "fp32" else torch.bfloat16
+        self._width = config.hidden // config.heads  # d
+        self._padded = _up(self._width, 32)  # dp
+        self._attention = _up(config.heads * self._padded, COLUMNS)  # AD
+        self._hidden = _up(config.hidden, COLUMNS)  # Hp
+        self._mlm = {name: x.float() for name, x in tensors.items() if name.startswith("mlm.")}
+        if config.has_mlm:
+            self._decoder = tensors.get("mlm.decoder.weight", tensors["embeddings.word"])
+        self._out: list[tuple[Tensor, ...]] = []
+        self._b_out: list[Tensor] = []
+        self._model = self._build_model(tensors)
+        self._runner = c_void_p(self._library.taskbone_runner(threads))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_runner"):
+            self._library.taskbone_runner_free(self._runner)
+
+    # -- The forward ------------------------------------------------------------------------------
+
+    def answer(self, items: Sequence[Item], plans: Sequence[NativePlan]) -> list[NDArray[Any]]:
+        """Probabilities `[C]` in fp32 for each item; `plans[s]` serves the items of segment s."""
+        order = sorted(range(len(items)), key=lambda number: items[number].segment)
+        encodings = [items[number].encoding for number in order]
+        segments = [items[number].segment for number in order]
+        lengths = [len(encoding.token_ids) for encoding in encodings]
+        tokens, types = (
+            np.fromiter(itertools.chain.from_iterable(parts), np.int32, sum(lengths))
+            for parts in (
+                (encoding.token_ids for encoding in encodings),
+                (encoding.token_types for encoding in encodings),
+            )
+        )
+        if len(tokens) and not (0 <= tokens.min() and tokens.max() < self.config.vocabulary):
+            raise ValueError(f"a token outside the vocabulary of {self.config.vocabulary}")
+        numbers = np.array(
+            [lengths, [encoding.mask for encoding in encodings], segments], dtype=np.int32
+        )
+        classes = [plans[segment].classes for segment in segments]
+        probabilities = np.empty(sum(classes), dtype=np.float32)
+        read = None
+        if any(plan.verbalizer is not None for plan in plans):
+            read = np.empty((len(items), self.config.hidden), dtype=np.float32)
+        tasks = (c_void_p * len(plans))(*(ctypes.addressof(plan.task) for plan in plans))
+        batch = _Batch(
+            len(items),
+            len(plans),
+            tokens.ctypes.data,
+            types.ctypes.data,
+            numbers[0].ctypes.data,
+            numbers[1].ctypes.data,
+            numbers[2].ctypes.data,
+            ctypes.addressof(tasks),
+            probabilities.ctypes.data,
+            None if read is None else read.ctypes.data,
+        )
+        self._library.taskbone_forward(byref(self._model), self._runner, byref(batch))
+        answers: list[NDArray[Any]] = [probabilities] * len(items)
+        at = 0
+        for number, position in enumerate(order):
+            plan = plans[segments[number]]
+            if plan.verbalizer is not None:
+                assert read is not None
+                answers[position] = self._verbalize(read[number], plan.verbalizer)
+                continue
+            answers[position] = probabilities[at : at + plan.classes]
+            at += plan.classes
+        return answers
+
+    def _verbalize(self, read: NDArray[Any], rows: tuple[Tensor, Tensor]) -> NDArray[Any]:
+        x = torch.from_numpy(read)[None]
+        x = F.linear(x, self._mlm["mlm.dense.weight"], self._mlm["mlm.dense.bias"])
+        x = activate(x, self.config.mlm_activation)
+        weight, bias = self._mlm["mlm.norm.weight"], self._mlm["mlm.norm.bias"]
+        x = F.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
+        probabilities: NDArray[Any] = F.linear(x, *rows).softmax(dim=1)[0].numpy()
+        return probabilities
+
+    # -- Plans ------------------------------------------------------------------------------------
+
+    def plan(self, overlay: Overlay) -> NativePlan:
+        """The overlay, ready at once: neurons are gathered from the backbone where they are used."""
+        config, keep = self.config, list[Any]()
+        own = 0
+
+        def pointer(tensor: Tensor) -> int:
+            nonlocal own
+            keep.append(tensor)
+            own += tensor.nbytes
+            return tensor.data_ptr()
+
+        layers = (_TaskLayer * config.layers)()
+        neurons = tuple(rows.to(torch.uint16).contiguous() for rows in overlay.neurons)
+        for number, layer in enumerate(layers):
+            heads = None if overlay.heads is None else overlay.heads[number]
+            self._fill_layer(layer, number, neurons[number], heads, overlay.changes, pointer)
+        task = _Task(
+            layers=layers,
+            own_attention=overlay.owns_layers,
+            read=_READS.index(overlay.manifest.read),
+        )
+        if overlay.prompt is not None:
+            task.prompt = len(overlay.prompt)
+            task.prompt_vectors = pointer(_wide(overlay.prompt.float(), _up(config.embedding, 64)))
+        verbalizer = None
+        if isinstance(overlay.manifest.head, VerbalizerHead):
+            rows = torch.tensor(overlay.manifest.head.token_ids)
+            verbalizer = self._decoder[rows].float(), self._mlm["mlm.decoder.bias"][rows]
+        else:
+            assert overlay.head is not None, "a linear head has tensors"
+            task.classes = len(overlay.head.bias)
+            task.head_weight = pointer(_wide(overlay.head.weight.float(), self._hidden))
+            task.head_bias = pointer(overlay.head.bias.float().contiguous())
+        keep.append(layers)
+        return NativePlan(
+            task,
+            task.classes,
+            verbalizer,
+            task.prompt,
+            layers,
+            neurons,
+            own + ctypes.sizeof(layers) + ctypes.sizeof(task),
+            keep,
+        )
+
+    def pack_ffn(self, layer: int, neurons: Tensor) -> PackedFfn:
+        """Gather and pack layer `layer`'s `neurons [K]` (uint16)."""
+        kept, hidden = _up(len(neurons), COLUMNS), self._hidden
+        size = 1 if self._model.layer[layer].bytes else self._low.itemsize
+        packed = PackedFfn(
+            torch.empty(kept * hidden * size, dtype=torch.uint8),
+            torch.empty(kept * hidden * size, dtype=torch.uint8),
+            torch.empty(hidden, dtype=torch.int32),
+        )
+        self._library.taskbone_pack_ffn(
+            byref(self._model),
+            layer,
+            neurons.data_ptr(),
+            len(neurons),
+            packed.in_panels.data_ptr(),
+            packed.out_panels.data_ptr(),
+            packed.sums.data_ptr(),
+        )
+        return packed
+
+    def packed(self, plan: NativePlan, ffns: Sequence[PackedFfn]) -> NativePlan:
+        """`plan` with its neurons packed, one `PackedFfn` a layer: the same answers, sooner."""
+        layers = type(plan.layers)(*plan.layers)
+        for layer, ffn in zip(layers, ffns, strict=True):
+            layer.in_panels = ffn.in_panels.data_ptr()
+            layer.out_panels = ffn.out_panels.data_ptr()
+            layer.outer_sums = ffn.sums.data_ptr()
+        task = _Task.from_buffer_copy(plan.task)
+        task.layers = layers
+        return NativePlan(
+            task,
+            plan.classes,
+            plan.verbalizer,
+            plan.prompt_tokens,
+            layers,
+            plan.neurons,
+            plan.bytes,
+            [plan, *ffns, layers],
+            packed=True,
+        )
+
+    def cache_prompt(self, plan: NativePlan) -> NativePlan:
+        """`plan` with what its prompt is at the entrance of layer 0, which never changes."""
+        if not plan.prompt_tokens:
+            return plan
+        hidden = torch.empty(plan.prompt_tokens, self._hidden)
+        qkv = torch.empty(plan.prompt_tokens, 3 * self._attention, dtype=self._low)
+        self._library.taskbone_prompt(
+            byref(self._model), self._runner, byref(plan.task), hidden.data_ptr(), qkv.data_ptr()
+        )
+        task = _Task.from_buffer_copy(plan.task)
+        task.prompt_hidden, task.prompt_qkv = hidden.data_ptr(), qkv.data_ptr()
+        return NativePlan(
+            task,
+            plan.classes,
+            plan.verbalizer,
+            plan.prompt_tokens,
+            plan.layers,
+            plan.neurons,
+            plan.bytes + hidden.nbytes + qkv.nbytes,
+            [plan, hidden, qkv],
+            plan.packed,
+        )
+
+    def _fill_layer(
+        self,
+        layer: _TaskLayer,
+        number: int,
+        neurons: Tensor,
+        heads: Tensor | None,
+        changes: Changes,
+        pointer: Any,
+    ) -> None:
+        config = self.config
+        layer.kept, layer.neurons = len(neurons), pointer(neurons)
+        layer.heads = -1
+        if heads is not None and len(heads) < config.heads:
+            layer.heads = len(heads)
+            layer.head_list = pointer(heads.to(torch.int32).contiguous())
+            if self._out[number]:
+                layer.out_sums = pointer(self._sums_of_heads(number, heads))
+        scale, shift = changes.get(f"ffn.{number}.scale"), changes.get(f"ffn.{number}.bias")
+        if scale is not None:
+            layer.scales = pointer(_wide(scale.float(), _up(len(neurons), COLUMNS)))
+        if shift is not None:
+            layer.b_out = pointer(self._b_out[number] + _wide(shift.float(), self._hidden))
+        for name in ("attention", "ffn"):
+            weight = changes.get(f"norm.{number}.{name}.weight")
+            bias = changes.get(f"norm.{number}.{name}.bias")
+            if weight is not None and bias is not None:
+                parts = (pointer(_wide(part.float(), self._hidden)) for part in (weight, bias))
+                setattr(layer, f"{name}_norm", _Norm(*parts))
+        for part in ("q", "k", "v", "o", "ffn_in", "ffn_out"):
+            down = changes.get(f"delta.{number}.{part}.down")
+            up = changes.get(f"delta.{number}.{part}.up")
+            if down is None or up is None:
+                continue
+            rank, down, up = len(down), down.float(), up.float()
+            if part in "qkv":
+                up = self._spread(up)
+            elif part == "o":
+                down = self._spread(down.t()).t()
+            elif part == "ffn_out":
+                down = _wide(down, _up(len(neurons), COLUMNS))
+            if part in ("q", "k", "v", "ffn_in"):
+                down = _wide(down, self._hidden)
+            delta = _Delta(
+                rank,
+                pointer(_panels(down, self._low, LANES)),
+                pointer(_panels(up, self._low, COLUMNS)),
+            )
+            setattr(layer, part, delta)
+
+    def _sums_of_heads(self, number: int, heads: Tensor) -> Tensor:
+        (by_head,) = self._out[number]  # [A, Hp]
+        return by_head[heads.long()].sum(0, dtype=torch.int32)
+
+    # -- The backbone -----------------------------------------------------------------------------
+
+    def _build_model(self, tensors: Mapping[str, Tensor]) -> _Model:
+        config, width = self.config, _up(self.config.embedding, COLUMNS)
+        layers = (_LayerWeights * config.layers)()
+        for number, layer in enumerate(layers):
+            self._build_layer(layer, f"layers.{number}", tensors)
+        self._keep.append(layers)
+        model = _Model(
+            precision=_PRECISIONS.index(self.precision),
+            layers=config.layers,
+            hidden=config.hidden,
+            heads=config.heads,
+            ffn=config.ffn,
+            embedding=config.embedding,
+            activation=_ACTIVATIONS[config.activation],
+            position_offset=config.position_offset,
+            eps=config.norm_eps,
+            words=self._pointer(_wide(tensors["embeddings.word"], width).to(self._low)),
+            positions=self._pointer(_wide(tensors["embeddings.position"].float(), width)),
+            embedding_norm=self._norm("embeddings.norm", tensors, width),
+            layer=cast(layers, POINTER(_LayerWeights)),
+        )
+        if config.token_types:
+            types = _wide(tensors["embeddings.token_type"].float(), width)
+            model.types = self._pointer(types)
+        if config.embedding != config.hidden:
+            weight = _wide(tensors["embeddings.projection.weight"].float(), width)
+            bias = _wide(tensors["embeddings.projection.bias"].float(), self._hidden)
+            model.projection = _Linear(
+                self._pointer(_panels(weight, self._low, COLUMNS)), self._pointer(bias)
+            )
+        return model
+
+    def _build_layer(self, layer: _LayerWeights, name: str, tensors: Mapping[str, Tensor]) -> None:
+        config, hidden = self.config, self._hidden
+        layer.bytes = self.precision == "int8"
+        weight, bias = (
+            tensors[f"{name}.qkv.{part}"].float().view(3, config.hidden, -1)
+            for part in ("weight", "bias")
+        )
+        weight = torch.stack([_tall(self._spread(part), self._attention) for part in weight])
+        bias = torch.stack([_tall(self._spread(part), self._attention) for part in bias])
+        layer.qkv = self._linear(_wide(weight.flatten(0, 1), hidden), bias.flatten())
+        weight = self._spread(tensors[f"{name}.attention_out.weight"].float().t()).t()
+        bias = _wide(tensors[f"{name}.attention_out.bias"].float(), hidden)
+        weight = _tall(_wide(weight, self._attention), hidden)
+        layer.out = self._linear(weight, bias)
+        self._out.append(())
+        if layer.bytes:
+            quantised, _ = _quantised(weight)
+            by_head = quantised[:, : config.heads * self._padded].view(hidden, config.heads, -1)
+            self._out[-1] = (by_head.sum(2, dtype=torch.int32).t().contiguous(),)
+        w_in = _wide(tensors[f"{name}.ffn_in.weight"].float(), hidden)
+        w_out = _wide(tensors[f"{name}.ffn_out.weight"].float(), hidden)
+        layer.b_in = self._pointer(tensors[f"{name}.ffn_in.bias"].float().contiguous())
+        self._b_out.append(_wide(tensors[f"{name}.ffn_out.bias"].float(), hidden))
+        layer.b_out = self._pointer(self._b_out[-1])
+        if layer.bytes:
+            w_in, scales = _quantised(w_in)
+            layer.in_scales = self._pointer(scales)
+            layer.in_sums = self._pointer(w_in.sum(1, dtype=torch.int32))
+            columns, scales = _quantised(w_out.t())
+            w_out = columns.t()
+            layer.out_scales = self._pointer(scales)
+        else:
+            w_in, w_out = w_in.to(self._low), w_out.to(self._low)
+        layer.w_in = self._pointer(w_in.contiguous())
+        # 64 outputs of all neurons stand together, so that gathering reads whole cache lines.
+        layer.w_out = self._pointer(w_out.view(-1, hidden // 64, 64).transpose(0, 1).contiguous())
+        layer.attention_norm = self._norm(f"{name}.attention_norm", tensors, hidden)
+        layer.ffn_norm = self._norm(f"{name}.ffn_norm", tensors, hidden)
+
+    def _linear(self, weight: Tensor, bias: Tensor) -> _Linear:
+        """`weight [O, I]` and `bias [O]`, both widths filled up already."""
+        if self.precision != "int8":
+            panels = _panels(weight, self._low, COLUMNS)
+            return _Linear(self._pointer(panels), self._pointer(bias.contiguous()))
+        quantised, scales = _quantised(weight)
+        return _Linear(
+            self._pointer(_panels(quantised, torch.int8, COLUMNS)),
+            self._pointer(bias.contiguous()),
+            self._pointer(scales),
+            self._pointer(quantised.sum(1, dtype=torch.int32)),
+        )
+
+    def _norm(self, name: str, tensors: Mapping[str, Tensor], width: int) -> _Norm:
+        parts = (tensors[f"{name}.{part}"].float() for part in ("weight", "bias"))
+        return _Norm(*(self._pointer(_wide(part, width)) for part in parts))
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Rows `[a d, ...]` of heads with each head's width filled up: `[a dp, ...]`."""
+        heads = rows.unflatten(0, (-1, self._width))
+        return _tall(heads.transpose(0, 1), self._padded).transpose(0, 1).flatten(0, 1)
+
+    def _pointer(self, tensor: Tensor) -> int:
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _wide(x: Tensor, width: int) -> Tensor:
+    """`x [..., n]` filled up with zeros to `[..., width]`, contiguous."""
+    return F.pad(x, (0, width - x.shape[-1])).contiguous()
+
+
+def _tall(x: Tensor, height: int) -> Tensor:
+    """`x [n, ...]` filled up with zeros to `[height, ...]`."""
+    more = x.new_zeros(height - len(x), *x.shape[1:])
+    return torch.cat([x, more]) if len(more) else x
+
+
+def _panels(weight: Tensor, dtype: torch.dtype, outputs: int) -> Tensor:
+    """`weight [O, I]` in panels: `[O / 16, units, 16, elements of a unit]`; see `native/product.h`.
+
+    O is filled up to a multiple of `outputs`, I to whole units.
+    """
+    per_unit = 4 // dtype.itemsize
+    weight = _wide(_tall(weight, _up(len(weight), outputs)), _up(weight.shape[1], per_unit))
+    units = weight.to(dtype).view(len(weight) // LANES, LANES, -1, per_unit)
+    return units.transpose(1, 2).contiguous()
+
+
+def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`weight [O, I]` as int8 with a factor for each output `[O]`."""
+    scales = weight.abs().amax(1).clamp_min(1e-30) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
