@@ -37,7 +37,7 @@ class Overlay:
     """Everything that one task adds to a backbone, on the CPU."""
 
     manifest: Manifest
-    neurons: tuple[Tensor, ...]  # L x int32 [K_l], ascending
+    neurons: tuple[Tensor, ...]  # L x integers [K_l], ascending
     prompt: Tensor | None  # fp32 [P, E]
     head: LinearHead | None  # None: a verbalizer, which the manifest describes
     heads: tuple[Tensor, ...] | None = None  # L x int32 [a_l], ascending; None: all heads
@@ -78,7 +78,7 @@ class Overlay:
 
 def write(overlay: Overlay) -> bytes:
     """The overlay as an artifact file's bytes; the same overlay always gives the same bytes."""
-    tensors = {f"ffn.{layer}.neurons": rows for layer, rows in enumerate(overlay.neurons)}
+    tensors = {f"ffn.{layer}.neurons": rows.int() for layer, rows in enumerate(overlay.neurons)}
     if overlay.prompt is not None:
         tensors["prompt"] = overlay.prompt
     if overlay.head is not None:
@@ -108,6 +108,8 @@ def read(data: bytes, config: EncoderConfig, fingerprint: str) -> Overlay:
     neurons = tuple(loaded[f"ffn.{layer}.neurons"] for layer in range(config.layers))
     for layer, rows in enumerate(neurons):
         _check_indices(f"ffn.{layer}.neurons", rows, config.ffn)
+    if config.ffn < 1 << 16:  # half the memory of a task that waits to be asked
+        neurons = tuple(rows.to(torch.uint16) for rows in neurons)
     heads = None
     if manifest.heads_kept is not None:
         heads = tuple(loaded[f"heads.{layer}.kept"] for layer in range(config.layers))

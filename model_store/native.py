@@ -1,20 +1,22 @@
 """The native forward: `native/forward.cpp` with a backbone and plans handed over, on the CPU.
 
-Built with the package, once for each family of processors; `load` takes the best that this one can
-run, and where there is none (no compiler at installation, another architecture) the plain
-`encoder.Encoder` serves. That is also the reference: same plans, same answers. The structures here
-mirror those at the top of the C++ file, letters and paddings included.
+Built with the package, once for each family of processors; where no build fits (no compiler at
+installation, another architecture), `backend.TorchBackend` serves, which is also the reference. The
+structures here mirror those at the top of the C++ file, letters and paddings included.
 """
 
 import ctypes
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p, cast
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -189,7 +191,7 @@ def load(build: Build) -> ctypes.CDLL:
 
 @dataclass(eq=False)
 class NativePlan:
-    """An overlay as the native forward sees it; `NativeEncoder.pack` makes a faster one of it."""
+    """An overlay as the native forward sees it; `NativeBackend.warm` makes a faster one of it."""
 
     task: _Task
     classes: int
@@ -198,14 +200,13 @@ class NativePlan:
     prompt_tokens: int
     layers: Any
     neurons: tuple[Tensor, ...]
-    bytes: int
-    """Of memory that is this plan's alone."""
+    parts: Mapping[Hashable, int]
+    """Bytes of memory by what they are: parts of several plans with one key are one."""
     keep: list[Any] = field(default_factory=list)
     """What the structures point into."""
-    packed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedFfn:
     """One layer's kept neurons, gathered and packed: equal sets of several tasks share one."""
 
@@ -219,8 +220,11 @@ class PackedFfn:
         return sum(tensor.nbytes for tensor in (self.in_panels, self.out_panels, self.sums))
 
 
-class NativeEncoder:
-    """A backbone packed for the native forward in one precision; for one thread at a time."""
+class NativeBackend:
+    """A backbone packed for the native forward in one precision.
+
+    `answer` is for one thread at a time, `plan` and `warm` for one other.
+    """
 
     def __init__(
         self,
@@ -237,8 +241,10 @@ class NativeEncoder:
                 raise OSError("there is no native forward for this processor")
         if build == "avx2" and precision != "fp32":
             raise OSError(f"the build for avx2 computes in fp32, not in {precision}")
-        if config.hidden % config.heads or config.ffn >= 1 << 16:
+        if not self.supports(config):
             raise OSError(f"no native forward for H {config.hidden}, A {config.heads}")
+        self.name = f"native forward for {build}, {precision}"
+        self.warm_up_lengths: Sequence[int] = ()
         self.config = config
         self.precision: Precision = precision
         self.build = build
@@ -255,16 +261,25 @@ class NativeEncoder:
         self._out: list[tuple[Tensor, ...]] = []
         self._b_out: list[Tensor] = []
         self._model = self._build_model(tensors)
+        self._shared: WeakValueDictionary[tuple[int, bytes], PackedFfn] = WeakValueDictionary()
         self._runner = c_void_p(self._library.taskbone_runner(threads))
+        self._helper = c_void_p(self._library.taskbone_runner(1))
 
     def __del__(self) -> None:
-        if hasattr(self, "_runner"):
-            self._library.taskbone_runner_free(self._runner)
+        for name in ("_runner", "_helper"):
+            if hasattr(self, name):
+                self._library.taskbone_runner_free(getattr(self, name))
+
+    @staticmethod
+    def supports(config: EncoderConfig) -> bool:
+        """Whether neurons can be counted in 16 bits, and a head is no wider than its kernels."""
+        return config.ffn < 1 << 16 and config.hidden // config.heads <= 128
 
     # -- The forward ------------------------------------------------------------------------------
 
     def answer(self, items: Sequence[Item], plans: Sequence[NativePlan]) -> list[NDArray[Any]]:
         """Probabilities `[C]` in fp32 for each item; `plans[s]` serves the items of segment s."""
+        assert items, "a batch without items"
         order = sorted(range(len(items)), key=lambda number: items[number].segment)
         encodings = [items[number].encoding for number in order]
         segments = [items[number].segment for number in order]
@@ -276,8 +291,19 @@ class NativeEncoder:
                 (encoding.token_types for encoding in encodings),
             )
         )
-        if len(tokens) and not (0 <= tokens.min() and tokens.max() < self.config.vocabulary):
-            raise ValueError(f"a token outside the vocabulary of {self.config.vocabulary}")
+        config = self.config
+        longest = max(
+            length + plans[segment].prompt_tokens
+            for length, segment in zip(lengths, segments, strict=True)
+        )
+        # What is beyond a table would be read all the same.
+        for what, number, limit in (
+            ("token", tokens.max(), config.vocabulary - 1),
+            ("token type", types.max(), max(0, config.token_types - 1)),
+            ("length", longest, config.max_tokens),
+        ):
+            if number > limit:
+                raise ValueError(f"{what} {number} given; the backbone has {limit} at most")
         numbers = np.array(
             [lengths, [encoding.mask for encoding in encodings], segments], dtype=np.int32
         )
@@ -324,7 +350,7 @@ class NativeEncoder:
     # -- Plans ------------------------------------------------------------------------------------
 
     def plan(self, overlay: Overlay) -> NativePlan:
-        """The overlay, ready at once: neurons are gathered from the backbone where they are used."""
+        """The overlay, ready at once: neurons are gathered from the backbone when it answers."""
         config, keep = self.config, list[Any]()
         own = 0
 
@@ -357,18 +383,42 @@ class NativeEncoder:
             task.head_weight = pointer(_wide(overlay.head.weight.float(), self._hidden))
             task.head_bias = pointer(overlay.head.bias.float().contiguous())
         keep.append(layers)
+        own += ctypes.sizeof(layers) + ctypes.sizeof(task)
         return NativePlan(
-            task,
-            task.classes,
-            verbalizer,
-            task.prompt,
-            layers,
-            neurons,
-            own + ctypes.sizeof(layers) + ctypes.sizeof(task),
-            keep,
+            task, task.classes, verbalizer, task.prompt, layers, neurons, {object(): own}, keep
         )
 
-    def pack_ffn(self, layer: int, neurons: Tensor) -> PackedFfn:
+    def warm(self, plan: NativePlan) -> NativePlan:
+        """`plan` with its neurons packed and its prompt's layer 0 computed: same answers, sooner.
+
+        Layers of several tasks that keep the same neurons share them.
+        """
+        layers = type(plan.layers)(*plan.layers)
+        parts, keep = dict(plan.parts), [plan, layers]
+        for number, (layer, neurons) in enumerate(zip(layers, plan.neurons, strict=True)):
+            key = number, hashlib.blake2b(neurons.numpy().tobytes(), digest_size=16).digest()
+            ffn = self._shared.get(key)
+            if ffn is None:
+                ffn = self._shared[key] = self._pack_ffn(number, neurons)
+            keep.append(ffn)
+            parts[key] = ffn.bytes
+            layer.in_panels = ffn.in_panels.data_ptr()
+            layer.out_panels = ffn.out_panels.data_ptr()
+            layer.outer_sums = ffn.sums.data_ptr()
+        task = _Task.from_buffer_copy(plan.task)
+        task.layers = layers
+        if plan.prompt_tokens:
+            hidden = torch.empty(plan.prompt_tokens, self._hidden)
+            qkv = torch.empty(plan.prompt_tokens, 3 * self._attention, dtype=self._low)
+            self._library.taskbone_prompt(
+                byref(self._model), self._helper, byref(task), hidden.data_ptr(), qkv.data_ptr()
+            )
+            task.prompt_hidden, task.prompt_qkv = hidden.data_ptr(), qkv.data_ptr()
+            keep += [hidden, qkv]
+            parts[object()] = hidden.nbytes + qkv.nbytes
+        return dataclasses.replace(plan, task=task, layers=layers, parts=parts, keep=keep)
+
+    def _pack_ffn(self, layer: int, neurons: Tensor) -> PackedFfn:
         """Gather and pack layer `layer`'s `neurons [K]` (uint16)."""
         kept, hidden = _up(len(neurons), COLUMNS), self._hidden
         size = 1 if self._model.layer[layer].bytes else self._low.itemsize
@@ -387,50 +437,6 @@ class NativeEncoder:
             packed.sums.data_ptr(),
         )
         return packed
-
-    def packed(self, plan: NativePlan, ffns: Sequence[PackedFfn]) -> NativePlan:
-        """`plan` with its neurons packed, one `PackedFfn` a layer: the same answers, sooner."""
-        layers = type(plan.layers)(*plan.layers)
-        for layer, ffn in zip(layers, ffns, strict=True):
-            layer.in_panels = ffn.in_panels.data_ptr()
-            layer.out_panels = ffn.out_panels.data_ptr()
-            layer.outer_sums = ffn.sums.data_ptr()
-        task = _Task.from_buffer_copy(plan.task)
-        task.layers = layers
-        return NativePlan(
-            task,
-            plan.classes,
-            plan.verbalizer,
-            plan.prompt_tokens,
-            layers,
-            plan.neurons,
-            plan.bytes,
-            [plan, *ffns, layers],
-            packed=True,
-        )
-
-    def cache_prompt(self, plan: NativePlan) -> NativePlan:
-        """`plan` with what its prompt is at the entrance of layer 0, which never changes."""
-        if not plan.prompt_tokens:
-            return plan
-        hidden = torch.empty(plan.prompt_tokens, self._hidden)
-        qkv = torch.empty(plan.prompt_tokens, 3 * self._attention, dtype=self._low)
-        self._library.taskbone_prompt(
-            byref(self._model), self._runner, byref(plan.task), hidden.data_ptr(), qkv.data_ptr()
-        )
-        task = _Task.from_buffer_copy(plan.task)
-        task.prompt_hidden, task.prompt_qkv = hidden.data_ptr(), qkv.data_ptr()
-        return NativePlan(
-            task,
-            plan.classes,
-            plan.verbalizer,
-            plan.prompt_tokens,
-            plan.layers,
-            plan.neurons,
-            plan.bytes + hidden.nbytes + qkv.nbytes,
-            [plan, hidden, qkv],
-            plan.packed,
-        )
 
     def _fill_layer(
         self,
@@ -577,7 +583,7 @@ class NativeEncoder:
 
     def _spread(self, rows: Tensor) -> Tensor:
         """Rows `[a d, ...]` of heads with each head's width filled up: `[a dp, ...]`."""
-        heads = rows.unflatten(0, (-1, self._width))
+        heads = rows.reshape(-1, self._width, *rows.shape[1:])
         return _tall(heads.transpose(0, 1), self._padded).transpose(0, 1).flatten(0, 1)
 
     def _pointer(self, tensor: Tensor) -> int:

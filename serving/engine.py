@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from model_store.artifact import Overlay
-from model_store.encoder import Encoder
-from model_store.packing import Item, pack
+from model_store.backend import Backend, P
+from model_store.packing import Item
 from model_store.tokenization import Encoding
 from serving.batching import FairQueue, Waiting
 from serving.errors import EngineError, OverloadedError, TooLargeError
@@ -52,9 +52,9 @@ class Servable:
 
 @dataclass(frozen=True)
 class EngineAnswer:
-    """Probabilities `[B, C]` in fp32 on the CPU, in the request's order, and where time went."""
+    """Probabilities `[B, C]` in fp32, in the request's order, and where time went."""
 
-    probabilities: Tensor
+    probabilities: NDArray[Any]
     queue_s: float
     """From submission to the start of the last forward that it needed, less earlier forwards."""
     forward_s: float
@@ -70,7 +70,7 @@ class _Request:
     answer: "Future[EngineAnswer]"
     submitted: float
     missing: int
-    rows: list[Tensor | None]
+    rows: list[NDArray[Any] | None]
     forward_s: float = 0.0
     queue_s: float = 0.0
 
@@ -92,26 +92,23 @@ class _State:
     busy_since: float | None = None
 
 
-class Engine:
+class Engine(Generic[P]):
     """Runs until `close`. `submit` may be called from any thread."""
 
     def __init__(
         self,
-        encoder: Encoder,
-        plans: PlanCache,
+        backend: Backend[P],
+        plans: PlanCache[P],
         observer: BatchObserver,
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
-        threads: int,
     ) -> None:
-        """`threads`: of one forward."""
-        self._encoder = encoder
+        self._backend = backend
         self._plans = plans
         self._observer = observer
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
-        self._threads = threads
         self._state = _State()
         self._thread = threading.Thread(target=self._run, name="taskbone-engine", daemon=True)
         self._thread.start()
@@ -171,14 +168,11 @@ class Engine:
         self._thread.join(STUCK_S)
 
     def _run(self) -> None:
-        # OpenMP keeps this per thread, so it is set in the one that computes.
-        torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            while True:
-                sequences = self._take()
-                if sequences is None:
-                    return
-                self._answer(sequences)
+        while True:
+            sequences = self._take()
+            if sequences is None:
+                return
+            self._answer(sequences)
 
     def _take(self) -> list[_Sequence] | None:
         """Wait for work; None once the engine is closing and nothing is left."""
@@ -222,51 +216,30 @@ class Engine:
             if not request.missing:
                 _resolve(request.answer, _result(request))
 
-    def _forward(self, sequences: Sequence[_Sequence]) -> list[Tensor]:
+    def _forward(self, sequences: Sequence[_Sequence]) -> Sequence[NDArray[Any]]:
         """One batch over all tasks; probabilities `[C]` per sequence, in the order given."""
         started = time.perf_counter()
-        rows: dict[int, Tensor] = {}
-        tokens = 0
-        for together in _shared(sequences):
-            group = [sequences[index] for index in together]
-            segments = {item.request.servable.digest: item.request.servable for item in group}
-            number = {digest: segment for segment, digest in enumerate(segments)}
-            plans = [self._plans.get(digest, one.overlay) for digest, one in segments.items()]
-            items = [Item(item.encoding, number[item.request.servable.digest]) for item in group]
-            batch = pack(items, [plan.layout for plan in plans])
-            tokens += batch.segments[-1].rows.stop
-            packed = [
-                row
-                for logits in self._encoder.forward(batch, plans)
-                for row in logits.softmax(dim=1).cpu().unbind()
-            ]
-            rows |= {together[at]: row for at, row in zip(batch.order, packed, strict=True)}
+        servables = {item.request.servable.digest: item.request.servable for item in sequences}
+        number = {digest: segment for segment, digest in enumerate(servables)}
+        plans = [self._plans.get(digest, one.overlay) for digest, one in servables.items()]
+        items = [Item(item.encoding, number[item.request.servable.digest]) for item in sequences]
+        rows = self._backend.answer(items, plans)
         counts: dict[str, int] = {}
+        tokens = 0
         for sequence in sequences:
+            servable = sequence.request.servable
+            prompt = servable.overlay.manifest.prompt.tokens
+            tokens += len(sequence.encoding.token_ids) + prompt
             if sequence.request.observed:
-                task = sequence.request.servable.task
-                counts[task] = counts.get(task, 0) + 1
+                counts[servable.task] = counts.get(servable.task, 0) + 1
         if counts:
             self._observer.batch(counts, tokens, time.perf_counter() - started)
-        return [rows[index] for index in range(len(sequences))]
-
-
-def _shared(sequences: Sequence[_Sequence]) -> list[list[int]]:
-    """Indices of the sequences that one forward serves: tasks with layers of their own are alone.
-
-    Such tasks have no weights of a layer in common with others. What that costs, and what else was
-    measured, is in decision 0008.
-    """
-    groups: dict[str, list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        servable = sequence.request.servable
-        groups.setdefault(servable.digest if servable.overlay.owns_layers else "", []).append(index)
-    return list(groups.values())
+        return rows
 
 
 def _result(request: _Request) -> EngineAnswer | EngineError:
-    probabilities = torch.stack([row for row in request.rows if row is not None])
-    if not bool(probabilities.isfinite().all()):
+    probabilities = np.stack([row for row in request.rows if row is not None])
+    if not np.isfinite(probabilities).all():
         return EngineError(
             f"task {request.servable.task!r} gives no finite answer to these inputs: "
             "its overlay's numbers are too large"

@@ -93,6 +93,31 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self._plan_lookups = Counter(
+            "taskbone_plan_lookups_total",
+            "Plans looked up: `hit`, it was warm; `miss`, it answered as it was.",
+            ["result"],
+            registry=registry,
+        )
+        self._plan_build_seconds = Histogram(
+            "taskbone_plan_build_duration_seconds",
+            "Making a plan warm, beside the engine.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._plan_evictions = Counter(
+            "taskbone_plan_evictions_total",
+            "Warm plans that made room for others.",
+            registry=registry,
+        )
+        self._plan_bytes = Gauge(
+            "taskbone_plan_bytes",
+            "Memory of all plans.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        for result in ("hit", "miss"):
+            self._plan_lookups.labels(result)
         self._tasks = Gauge(
             "taskbone_tasks", "Tasks loaded.", registry=registry, multiprocess_mode="livemax"
         )
@@ -137,6 +162,22 @@ class Metrics:
     def registrations(self, result: str) -> None:
         """Count an upload: `result` is `created`, `unchanged` or `refused`."""
         self._registrations.labels(result).inc()
+
+    def plan_lookup(self, result: str) -> None:
+        """Count a plan looked up: `hit` or `miss`."""
+        self._plan_lookups.labels(result).inc()
+
+    def plan_built(self, seconds: float) -> None:
+        """Count a plan made warm, and the time it took."""
+        self._plan_build_seconds.observe(seconds)
+
+    def plan_evicted(self) -> None:
+        """Count a warm plan that made room for another."""
+        self._plan_evictions.inc()
+
+    def plan_bytes(self, size: int) -> None:
+        """Set the memory of this process's plans."""
+        self._plan_bytes.set(size)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics of all processes that share the folder, and their content type."""

@@ -1,45 +1,175 @@
-"""Keeps plans ready to run: the gathered and packed slices of each task, under a byte budget."""
+"""Keeps plans: every task that is asked is answered at once, and those asked often become faster.
 
-from collections import OrderedDict
+A plan is *ready* as soon as it is made; *warm*, it gives the same answers sooner for more memory. A
+thread of its own makes plans warm, the least recently used lose that first when the byte budget
+is used up, and a task takes another's place only when it has been asked more often of late: with
+more tasks than memory, plans would otherwise come and go with every request.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable
+from typing import Generic, Protocol
 
 from model_store.artifact import Overlay
-from model_store.encoder import Encoder
-from model_store.ops import Linear, Norm
-from model_store.plan import Plan
+from model_store.backend import Backend, P
+
+HALVE_EVERY = 10_000
+"""Lookups after which all counts are halved, so that they tell of recent times."""
+
+logger = logging.getLogger("taskbone.plans")
 
 
-class PlanCache:
-    """Plans by artifact digest, least recently used out first. For one thread: the engine's."""
+class PlanObserver(Protocol):
+    """What the cache tells; `serving.metrics.Metrics` is one."""
 
-    def __init__(self, encoder: Encoder, budget_bytes: int) -> None:
-        self._encoder = encoder
+    def plan_lookup(self, result: str) -> None:
+        """`hit`: the plan was warm. `miss`: it answers as it is."""
+        ...
+
+    def plan_built(self, seconds: float) -> None:
+        """A plan became warm."""
+        ...
+
+    def plan_evicted(self) -> None:
+        """A plan lost what made it warm."""
+        ...
+
+    def plan_bytes(self, size: int) -> None:
+        """Memory of all plans now."""
+        ...
+
+
+class PlanCache(Generic[P]):
+    """Plans by artifact digest. `get` is for the engine's thread."""
+
+    def __init__(self, backend: Backend[P], budget_bytes: int, observer: PlanObserver) -> None:
+        self._backend = backend
         self._budget = budget_bytes
-        self._plans: OrderedDict[str, tuple[Plan, int]] = OrderedDict()
+        self._observer = observer
+        self._lock = threading.Condition()
+        # The rest is guarded by the lock.
+        self._ready: OrderedDict[str, P] = OrderedDict()
+        self._warm: OrderedDict[str, P] = OrderedDict()  # of those, least recently used first
+        self._asked: Counter[str] = Counter()
+        self._lookups = 0
+        self._wanted: deque[str] = deque()
+        self._parts: dict[Hashable, tuple[int, int]] = {}  # bytes, and how many plans have it
+        self._busy = self._closing = False
         self.bytes = 0
+        self._thread = threading.Thread(target=self._run, name="taskbone-plans", daemon=True)
+        self._thread.start()
 
-    def get(self, digest: str, overlay: Overlay) -> Plan:
-        """The plan of an overlay, built if it is not there. The newest stays, however large."""
-        known = self._plans.get(digest)
-        if known is not None:
-            self._plans.move_to_end(digest)
-            return known[0]
-        plan = overlay.plan(self._encoder)
-        size = plan_bytes(plan)
-        self._plans[digest] = plan, size
-        self.bytes += size
-        while self.bytes > self._budget and len(self._plans) > 1:
-            _, (_, freed) = self._plans.popitem(last=False)
-            self.bytes -= freed
+    def get(self, digest: str, overlay: Overlay) -> P:
+        """The plan of an overlay, warm or as it is."""
+        with self._lock:
+            self._count(digest)
+            plan = self._warm.get(digest)
+            if plan is not None:
+                self._ready.move_to_end(digest)
+                self._warm.move_to_end(digest)
+                self._observer.plan_lookup("hit")
+                return plan
+            self._observer.plan_lookup("miss")
+            plan = self._ready.get(digest)
+            if plan is not None:
+                self._ready.move_to_end(digest)
+                self._want(digest)
+                return plan
+        plan = self._backend.plan(overlay)
+        with self._lock:
+            self._ready[digest] = plan
+            self._add(plan)
+            self._make_room()
+            self._want(digest)
         return plan
 
+    def settle(self) -> int:
+        """Wait until every plan that is to be warm is; gives how many are."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._wanted and not self._busy)
+            return len(self._warm)
 
-def plan_bytes(plan: Plan) -> int:
-    """Memory of a plan's own tensors: slices, layers, prompt and what is cached of it, head."""
-    maps: list[Linear | Norm] = [linear for ffn in plan.ffn for linear in (ffn.inner, ffn.outer)]
-    for layer in plan.layers or ():
-        maps += [*layer.projections, layer.attention_out, layer.attention_norm, layer.ffn_norm]
-    tensors = [part.weight for part in maps] + [part.bias for part in maps]
-    tensors += [plan.head.weight, plan.head.bias, plan.prompt]
-    if plan.prompt_cache is not None:
-        tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
-    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors if tensor is not None)
+    def close(self) -> None:
+        """Stop the thread."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
+        self._thread.join()
+
+    def _count(self, digest: str) -> None:
+        self._asked[digest] += 1
+        self._lookups += 1
+        if self._lookups % HALVE_EVERY == 0:
+            self._asked = Counter({key: n // 2 for key, n in self._asked.items() if n > 1})
+
+    def _want(self, digest: str) -> None:
+        """Have the plan warmed where there is room, or others are asked less."""
+        if digest in self._wanted:
+            return
+        # Room for one as large as the others are on average.
+        room = self.bytes + self.bytes // max(1, len(self._warm)) <= self._budget
+        if room or self._asked[digest] > self._asked[next(iter(self._warm), digest)]:
+            self._wanted.append(digest)
+            self._lock.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._busy = False
+                self._lock.notify_all()
+                self._lock.wait_for(lambda: self._wanted or self._closing)
+                if self._closing:
+                    return
+                digest = self._wanted.popleft()
+                ready = self._ready.get(digest)
+                self._busy = True
+            if ready is None:
+                continue
+            try:
+                self._make_warm(digest, ready)
+            except Exception:
+                logger.exception("a plan could not be made warm; it answers as it is")
+
+    def _make_warm(self, digest: str, ready: P) -> None:
+        started = time.perf_counter()
+        plan = self._backend.warm(ready)
+        if sum(plan.parts.values()) > self._budget:
+            return  # alone it is too large
+        with self._lock:
+            if self._ready.get(digest) is not ready:
+                return
+            self._warm[digest] = plan
+            self._add(plan)
+            self._make_room()
+        self._observer.plan_built(time.perf_counter() - started)
+
+    def _make_room(self) -> None:
+        """Let go of what was not used for longest: what makes plans warm first, then plans."""
+        while self.bytes > self._budget and len(self._warm) > 1:
+            _, warm = self._warm.popitem(last=False)
+            self._remove(warm)
+            self._observer.plan_evicted()
+        while self.bytes > self._budget and len(self._ready) > 1:
+            digest, ready = self._ready.popitem(last=False)
+            self._remove(ready)
+            if warm_too := self._warm.pop(digest, None):
+                self._remove(warm_too)
+                self._observer.plan_evicted()
+        self._observer.plan_bytes(self.bytes)
+
+    def _add(self, plan: P) -> None:
+        for key, size in plan.parts.items():
+            _, users = self._parts.get(key, (size, 0))
+            self._parts[key] = size, users + 1
+            self.bytes += 0 if users else size
+
+    def _remove(self, plan: P) -> None:
+        for key in plan.parts:
+            size, users = self._parts.pop(key)
+            if users > 1:
+                self._parts[key] = size, users - 1
+            else:
+                self.bytes -= size

@@ -9,16 +9,15 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
-from model_store.encoder import Encoder
+from model_store.backend import Backend, choose
 from model_store.errors import ArtifactError, InputError, NotFoundError
 from model_store.manifest import TextInput, VerifiedArtifact
-from model_store.ops import Ops, fast_bf16
-from model_store.ops_onednn import fastest_ops
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
 from serving.config import ServeConfig
@@ -37,11 +36,8 @@ from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
 
 logger = logging.getLogger("taskbone.service")
 
-GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}
+GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.06, "int8": 0.15}
 """Largest difference of a golden probability from its fp32 value, by the engine's precision."""
-
-WARM_STEP, WARM_UP_TO = 8, 64
-"""Lengths, in tokens, of the sequences that a server tries before it is ready."""
 
 MAX_SCORES = 100_000
 """Inputs times labels of one request: each score is a number in the answer."""
@@ -63,15 +59,14 @@ class Service:
         self._store = store
         self._backbone = backbone
         self._metrics = metrics
-        ops = choose_ops(config)
-        self._encoder = Encoder(backbone.config, backbone.tensors, ops)
+        self._backend = open_backend(config, backbone)
+        self._plans = PlanCache(self._backend, config.plan_cache_bytes, metrics)
         self._engine = Engine(
-            self._encoder,
-            PlanCache(self._encoder, config.plan_cache_bytes),
+            self._backend,
+            self._plans,
             metrics,
             max_batch_tokens=config.max_batch_tokens,
             max_queued_tokens=config.max_queued_tokens,
-            threads=config.threads,
         )
         self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
         self._long_texts_waiting = 0
@@ -91,7 +86,7 @@ class Service:
         return service
 
     def warm_up(self) -> None:
-        """Build the plans, and run every task at the usual lengths: a shape's first time is slow.
+        """Make plans warm, and run every task at the lengths whose first time is slow.
 
         A task that fails here is reported and stays: its trouble must not stop the others' server.
         """
@@ -100,10 +95,14 @@ class Service:
                 self._warm_up(task)
             except (EngineError, InputError) as error:
                 logger.error("task %s cannot be tried: %s", task.info.task, error)
+        self._plans.settle()
 
     def _warm_up(self, task: LoadedTask) -> None:
         (one,) = task.texts.encode([task.manifest.golden[0].input])
-        for length in range(WARM_STEP, min(WARM_UP_TO, task.info.max_tokens) + 1, WARM_STEP):
+        self._engine.submit(task.servable, [one], observed=False).result()
+        for length in self._backend.warm_up_lengths:
+            if length > task.info.max_tokens:
+                break
             words = one.token_ids * length
             encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
             self._engine.submit(task.servable, [encoding], observed=False).result()
@@ -159,6 +158,7 @@ class Service:
     def close(self) -> None:
         """Answer what is queued and stop."""
         self._engine.close()
+        self._plans.close()
         self._long_texts.shutdown(wait=False, cancel_futures=True)
 
     async def _encode(self, loaded: LoadedTask, inputs: Sequence[TextInput]) -> list[Encoding]:
@@ -214,8 +214,9 @@ class Service:
             self._engine.submit(candidate.servable, encodings, observed=False)
         )
         expected = torch.tensor([item.scores for item in golden])
-        tolerance = GOLDEN_TOLERANCE[self._encoder.ops.dtype]
-        artifact.compare_golden(candidate.manifest, answer.probabilities, expected, tolerance)
+        given = torch.from_numpy(answer.probabilities)
+        tolerance = GOLDEN_TOLERANCE[self._backend.precision]
+        artifact.compare_golden(candidate.manifest, given, expected, tolerance)
 
     def _digests(self, task: str) -> set[str]:
         try:
@@ -224,12 +225,21 @@ class Service:
             return set()
 
 
-def choose_ops(config: ServeConfig) -> Ops:
-    """The fastest operations for the device and precision asked for."""
+def open_backend(config: ServeConfig, backbone: Backbone) -> "Backend[Any]":
+    """The fastest backend for the device and precision asked for."""
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, and torch sees no CUDA device")
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    return fastest_ops(device, bf16=bf16)
+    precision = None if config.precision == "auto" else config.precision
+    try:
+        return choose(
+            backbone.config,
+            backbone.tensors,
+            device=device,
+            precision=precision,
+            threads=config.threads,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,159 @@
+"""What answers: a backbone made ready on one device in one precision, for sequences of many tasks.
+
+`NativeBackend` is the fast one on the CPU; `TorchBackend` runs `encoder.Encoder` anywhere and is
+the reference. Both take the same overlays and items, and `choose` takes what suits the machine.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from numpy.typing import NDArray
+
+from model_store.artifact import Overlay
+from model_store.backbone import EncoderConfig
+from model_store.encoder import Encoder
+from model_store.native import NativeBackend, Precision, builds
+from model_store.ops import Linear, Norm, fast_bf16
+from model_store.ops_onednn import fastest_ops
+from model_store.packing import Item, pack
+from model_store.plan import Plan
+
+
+class AnyPlan(Protocol):
+    """An overlay made ready by a backend, which alone knows what is inside."""
+
+    @property
+    def parts(self) -> Mapping[Hashable, int]:
+        """Bytes of memory by what they are: parts of several plans with one key are one."""
+        ...
+
+
+P = TypeVar("P", bound=AnyPlan)
+
+
+class Backend(Protocol[P]):
+    """`answer` is called by one thread, `plan` and `warm` by one other at a time."""
+
+    precision: Precision
+    name: str
+    """For people: what computes, and in which precision."""
+    warm_up_lengths: Sequence[int]
+    """Tokens of sequences whose first time is slow."""
+
+    def plan(self, overlay: Overlay) -> P:
+        """The overlay, ready at once."""
+        ...
+
+    def warm(self, plan: P) -> P:
+        """A plan that gives the same answers sooner, for more memory; this may take its time."""
+        ...
+
+    def answer(self, items: Sequence[Item], plans: Sequence[P]) -> Sequence[NDArray[Any]]:
+        """Probabilities `[C]` in fp32 for each item; `plans[s]` serves the items of segment s."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TorchPlan:
+    """A plan of the encoder's, and its memory."""
+
+    plan: Plan
+    parts: Mapping[Hashable, int]
+
+
+class TorchBackend:
+    """The encoder in torch, on any device."""
+
+    def __init__(self, encoder: Encoder, threads: int) -> None:
+        self._encoder = encoder
+        self._threads = threads
+        self.precision: Precision = "bf16" if encoder.ops.dtype == torch.bfloat16 else "fp32"
+        self.name = f"torch on {encoder.ops.device}, {self.precision}"
+        # oneDNN compiles a kernel for every new shape.
+        self.warm_up_lengths: Sequence[int] = range(8, 65, 8)
+
+    def plan(self, overlay: Overlay) -> TorchPlan:
+        """The overlay's slices, gathered and packed."""
+        with torch.inference_mode():
+            plan = overlay.plan(self._encoder)
+        return TorchPlan(plan, {object(): plan_bytes(plan)})
+
+    def warm(self, plan: TorchPlan) -> TorchPlan:
+        """The plan: it was made ready at once."""
+        return plan
+
+    def answer(self, items: Sequence[Item], plans: Sequence[TorchPlan]) -> list[NDArray[Any]]:
+        """Probabilities; one forward for all tasks that share the backbone's attention."""
+        # OpenMP keeps this per thread, so it is set in the one that computes.
+        torch.set_num_threads(self._threads)
+        answers: dict[int, NDArray[Any]] = {}
+        with torch.inference_mode():
+            for together in _shared(items, plans):
+                segments = sorted({items[index].segment for index in together})
+                number = {segment: new for new, segment in enumerate(segments)}
+                group = [plans[segment].plan for segment in segments]
+                batch = pack(
+                    [Item(items[at].encoding, number[items[at].segment]) for at in together],
+                    [plan.layout for plan in group],
+                )
+                rows = [
+                    row
+                    for logits in self._encoder.forward(batch, group)
+                    for row in logits.softmax(dim=1).cpu().numpy()
+                ]
+                answers |= {together[at]: row for at, row in zip(batch.order, rows, strict=True)}
+        return [answers[index] for index in range(len(items))]
+
+
+def _shared(items: Sequence[Item], plans: Sequence[TorchPlan]) -> list[list[int]]:
+    """Indices of the items that one forward serves: tasks with layers of their own are alone.
+
+    Such tasks have no weights of a layer in common with others; see decision 0008.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, item in enumerate(items):
+        own = plans[item.segment].plan.layers is not None
+        groups.setdefault(item.segment if own else -1, []).append(index)
+    return list(groups.values())
+
+
+def plan_bytes(plan: Plan) -> int:
+    """Memory of a plan's own tensors: slices, layers, prompt and what is cached of it, head."""
+    maps: list[Linear | Norm] = [linear for ffn in plan.ffn for linear in (ffn.inner, ffn.outer)]
+    for layer in plan.layers or ():
+        maps += [*layer.projections, layer.attention_out, layer.attention_norm, layer.ffn_norm]
+    tensors = [part.weight for part in maps] + [part.bias for part in maps]
+    tensors += [plan.head.weight, plan.head.bias, plan.prompt]
+    if plan.prompt_cache is not None:
+        tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors if tensor is not None)
+
+
+def choose(
+    config: EncoderConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    device: str,
+    precision: Precision | None,
+    threads: int,
+) -> "Backend[Any]":
+    """The fastest backend on `device` (`cpu` or `cuda`); `precision` None: the fastest exact one.
+
+    Raises `ValueError` where nothing here computes in the precision asked for.
+    """
+    if device == "cpu":
+        native = builds()
+        wide = [build for build in native if build != "avx2"]
+        wanted: Precision = precision or ("bf16" if wide else "fp32")
+        usable = native if wanted == "fp32" else wide
+        if usable and NativeBackend.supports(config):
+            return NativeBackend(config, tensors, wanted, threads, usable[0])
+    if precision == "int8":
+        raise ValueError(
+            "int8 needs the native forward on a processor with AVX-512 VNNI and BF16: choose bf16 "
+            "or fp32"
+        )
+    bf16 = precision == "bf16" or (precision is None and fast_bf16(device))
+    return TorchBackend(Encoder(config, tensors, fastest_ops(device, bf16=bf16)), threads)
