@@ -9,7 +9,9 @@ import ctypes
 import dataclasses
 import hashlib
 import itertools
+import mmap
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p, cast
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,6 +46,7 @@ NEEDS: dict[Build, tuple[str, ...]] = {
 COLUMNS = 64
 """Outputs that are computed together; widths in memory are multiples of it."""
 LANES = 16
+HUGE_PAGE = 1 << 21
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 _READS = ("cls", "mask", "mean")
@@ -423,8 +426,8 @@ class NativeBackend:
         kept, hidden = _up(len(neurons), COLUMNS), self._hidden
         size = 1 if self._model.layer[layer].bytes else self._low.itemsize
         packed = PackedFfn(
-            torch.empty(kept * hidden * size, dtype=torch.uint8),
-            torch.empty(kept * hidden * size, dtype=torch.uint8),
+            _empty(kept * hidden * size),
+            _empty(kept * hidden * size),
             torch.empty(hidden, dtype=torch.int32),
         )
         self._library.taskbone_pack_ffn(
@@ -587,8 +590,20 @@ class NativeBackend:
         return _tall(heads.transpose(0, 1), self._padded).transpose(0, 1).flatten(0, 1)
 
     def _pointer(self, tensor: Tensor) -> int:
+        if tensor.nbytes >= HUGE_PAGE:
+            tensor = _empty(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
         self._keep.append(tensor)
         return tensor.data_ptr()
+
+
+def _empty(size: int) -> Tensor:
+    """Memory of `size` bytes, in huge pages where it is as large: weights are read end to end."""
+    if size < HUGE_PAGE:
+        return torch.empty(size, dtype=torch.uint8)
+    memory = mmap.mmap(-1, _up(size, HUGE_PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size)
 
 
 def _up(count: int, step: int) -> int:

@@ -17,10 +17,9 @@
 #include <memory>
 #include <vector>
 
-#if defined(__AMX_TILE__)
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 
 #include "product.h"
 #include "team.h"
@@ -120,7 +119,14 @@ struct Batch {
 
 }  // extern "C"
 
-constexpr int BLOCK = 128;  // rows that go through a layer's weights together
+constexpr size_t HUGE_PAGE = 1 << 21;
+
+// Bytes of a block's rows as they enter a layer. All of them go through the weights together: weights
+// come from afar, and are read as seldom as rows stay in the second-level cache.
+static int block_bytes() {
+    static const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return int(std::clamp(cache / 2, 1L << 18, 1L << 22));
+}
 
 template <class T>
 struct Buffer {
@@ -131,7 +137,9 @@ struct Buffer {
         if (wanted > size) {
             std::free(data);
             size = wanted + wanted / 4;
-            data = static_cast<T*>(std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64));
+            const size_t whole = (size * sizeof(T) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+            data = static_cast<T*>(std::aligned_alloc(HUGE_PAGE, whole));
+            madvise(data, whole, MADV_HUGEPAGE);
             // Pages are touched now and not under the first request.
             std::memset(static_cast<void*>(data), 0, size * sizeof(T));
         }
@@ -150,9 +158,8 @@ struct Sequence {
     int token, segment, answer;
 };
 
-static void split(std::vector<Block>& blocks, int row, int rows, int segment, int parts_at_least) {
-    if (!rows) return;
-    const int parts = std::min(rows, std::max((rows + BLOCK - 1) / BLOCK, parts_at_least));
+static void split(std::vector<Block>& blocks, int row, int rows, int segment, int largest) {
+    const int parts = (rows + largest - 1) / largest;
     for (int part = 0; part < parts; ++part) {
         const int first = int(int64_t(rows) * part / parts), end = int(int64_t(rows) * (part + 1) / parts);
         blocks.push_back({row + first, end - first, segment});
@@ -171,6 +178,7 @@ struct Space {
     Buffer<float> x, y, read_x, scales, zeros;
     Buffer<char> low, bytes, qkv, attended, inner, attended_bytes, inner_bytes, read_low, read_bytes, read_q;
     std::vector<Buffer<char>> own;  // of each thread
+    explicit Space(int threads) : own(threads) {}
     std::vector<std::atomic<int>> done;
 };
 
@@ -220,6 +228,7 @@ static void pack_out(const LayerWeights& layer, int ffn, int group, const uint16
 template <int PRECISION>
 class Forward {
     static constexpr Type LOW = PRECISION == 0 ? Type::FLOAT : Type::BF16;
+    static constexpr Type BYTES = PRECISION == 2 ? Type::BYTE : LOW;
     static constexpr int PER = Element<LOW>::per_unit;
     static constexpr bool ROUNDED = PRECISION != 0;
     typedef typename Element<LOW>::type Low;
@@ -268,16 +277,16 @@ class Forward {
     void arrange() {
         int token = 0, answer = 0, sequence = 0, shared_row = 0, shared_read = 0;
         sequences_.resize(batch_.sequences);
-        const int members = team_.size();
+        block_ = std::clamp(block_bytes() / (size_.Hp * (PRECISION == 2 ? 1 : int(sizeof(Low)))) / ROWS * ROWS, 64, 4096);
         auto share = [&](int until_row, int until_read) {
-            split(blocks_, shared_row, until_row - shared_row, -1, members);
-            split(read_blocks_, shared_read, until_read - shared_read, -1, members);
+            split(blocks_, shared_row, until_row - shared_row, -1, block_);
+            split(read_blocks_, shared_read, until_read - shared_read, -1, block_);
             shared_row = until_row, shared_read = until_read;
         };
         bool any_cached = false;
         int text_from = 0;
         auto project_texts = [&](int until) {
-            split(text_blocks_, text_from, until - text_from, -1, members);
+            split(text_blocks_, text_from, until - text_from, -1, block_);
             text_from = until;
         };
         for (int segment = 0; segment < batch_.segments; ++segment) {
@@ -295,15 +304,15 @@ class Forward {
             for (int s = first; s < sequence; ++s) sequences_[s].prompt = rows_, rows_ += task.prompt;
             const bool cached = task.prompt && task.prompt_hidden;
             const int projected_end = cached ? texts_end : rows_;
-            split(ffn_blocks_, row, rows_ - row, segment, 1);
-            split(read_ffn_blocks_, read, reads_ - read, segment, 1);
+            split(ffn_blocks_, row, rows_ - row, segment, block_);
+            split(read_ffn_blocks_, read, reads_ - read, segment, block_);
             if (task.own_attention) {
                 share(row, read);
-                split(blocks_, row, rows_ - row, segment, 1);
-                split(read_blocks_, read, reads_ - read, segment, 1);
+                split(blocks_, row, rows_ - row, segment, block_);
+                split(read_blocks_, read, reads_ - read, segment, block_);
                 shared_row = rows_, shared_read = reads_;
                 project_texts(row);
-                split(text_blocks_, row, projected_end - row, segment, 1);
+                split(text_blocks_, row, projected_end - row, segment, block_);
                 text_from = rows_;
             } else if (cached) {
                 project_texts(texts_end);
@@ -346,19 +355,47 @@ class Forward {
                 all[i]->scales = scales + i * n, all[i]->zeros = zeros + i * n;
             }
         }
-        const int keys = up(longest_, 64);
-        own_low_ = int64_t(BLOCK) * rank_ * 3;                      // deltas' inner rows
-        own_keys_ = int64_t(keys) * size_.dp;                       // packed keys, and as much values
-        own_panels_ = int64_t(COLUMNS) * std::max(Hp, int64_t(widest_)) * 4;
-        own_scores_ = int64_t(ROWS) * keys;                         // in float, and as much in low
-        const int64_t size = sizeof(Low) * (own_low_ + 2 * own_keys_ + own_scores_) + 4 * own_scores_ +
-                             own_panels_ + 8 * sizeof(char*) * keys + 512;
-        if (space_.own.size() < size_t(team_.size())) space_.own = std::vector<Buffer<char>>(team_.size());
-        for (auto& own : space_.own) own.at_least(size);
+        for (int member = 0; member < team_.size(); ++member) {
+            Buffer<char>& own = space_.own[member];
+            own.at_least(lay_out(nullptr).end - static_cast<char*>(nullptr));
+            own_.push_back(lay_out(own.data));
+        }
         const size_t counters = 1 + std::max({blocks_.size(), ffn_blocks_.size(), read_blocks_.size(),
                                               read_ffn_blocks_.size(), sequences_.size()});
         if (space_.done.size() < counters) space_.done = std::vector<std::atomic<int>>(2 * counters);
     }
+
+    // What a thread needs for itself.
+    struct Scratch {
+        float* scores;        // [keys / 64][ROWS][64]
+        uint32_t* panels;     // gathered
+        const char** rows;    // [keys]
+        uint32_t* keys;       // packed
+        uint32_t* values;
+        Low* weights;         // [ROWS][keys]
+        Low* side;            // [3][block][rank]
+        char* end;
+    };
+
+    Scratch lay_out(char* from) const {
+        const int64_t keys = up(longest_, 64);
+        Scratch scratch;
+        auto take = [&]<class T>(T*& part, int64_t count) {
+            part = reinterpret_cast<T*>(from);
+            from += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+        };
+        take(scratch.scores, ROWS * keys);
+        take(scratch.panels, int64_t(COLUMNS) * std::max(size_.Hp, widest_));
+        take(scratch.rows, keys);
+        take(scratch.keys, keys * size_.dp);
+        take(scratch.values, keys * size_.dp);
+        take(scratch.weights, ROWS * keys);
+        take(scratch.side, 3 * int64_t(block_) * rank_);
+        scratch.end = from;
+        return scratch;
+    }
+
+    Scratch& scratch(int me) { return own_[me]; }
 
     Low* low(Buffer<char>& buffer, int64_t count) {
         return reinterpret_cast<Low*>(buffer.at_least(sizeof(Low) * size_t(count)));
@@ -381,12 +418,8 @@ class Forward {
                     if (kind) x += load(kind + i);
                     store(to + i, x);
                 }
-                normalise(to, E, Ep, model_.embedding_norm, to);
-                Low* rounded = in_.low + int64_t(row) * (projected ? size_.Hp : Ep);
-                if (!projected) {
-                    round_row(to, Ep, rounded);
-                    quantise(in_, row, to, Ep);
-                }
+                normalise(to, E, Ep, model_.embedding_norm);
+                if (!projected) round(in_, row, to, Ep, model_.layer[0].bytes);
             };
             const Low* words = static_cast<const Low*>(model_.words);
             for (int i = 0; i < one.texts; ++i) {
@@ -412,8 +445,8 @@ class Forward {
         team_.each(me, int(first_blocks_.size()), [&](int number) {
             const Block& block = first_blocks_[number];
             std::vector<Low> rounded(int64_t(block.rows) * Ep);
-            for (int r = 0; r < block.rows; ++r)
-                round_row(y_ + int64_t(block.row + r) * Ep, Ep, rounded.data() + int64_t(r) * Ep);
+            for (int64_t i = 0; i < int64_t(block.rows) * Ep; i += LANES)
+                store(rounded.data() + i, load(y_ + int64_t(block.row) * Ep + i));
             alignas(64) float c[ROWS * COLUMNS];
             for (int group = 0; group < size_.Hp / COLUMNS; ++group) {
                 const uint32_t* panels[PANELS];
@@ -429,11 +462,8 @@ class Forward {
                                   load(c + i * COLUMNS + j) + load(model_.projection.bias + group * COLUMNS + j));
                 }
             }
-            for (int r = block.row; r < block.row + block.rows; ++r) {
-                const float* x = in_.x + int64_t(r) * size_.Hp;
-                round_row(x, size_.Hp, in_.low + int64_t(r) * size_.Hp);
-                quantise(in_, r, x, size_.Hp);
-            }
+            for (int64_t r = block.row; r < block.row + block.rows; ++r)
+                round(in_, r, in_.x + r * size_.Hp, size_.Hp, model_.layer[0].bytes);
         });
     }
 
@@ -508,29 +538,39 @@ class Forward {
         return {scratch, rank, (int(delta.rank) + PER - 1) / PER, delta.up};
     }
 
-    // One group of 64 outputs for all rows of a block: the product, in float, is given to `out`
-    // ROWS rows at a time. `columns` is the first output as `scales`, `sums` and `side.up` count it.
+    // One group of 64 outputs for all rows of a block: `out(row, j, x)` gets the 16 outputs from j on.
+    // `columns` is the first output as `scales`, `sums` and `side.up` count it.
     template <class Out>
-    void group(const Rows& in, int64_t width, const Block& block, bool bytes, const uint32_t* const* panels,
-               int count, int units, const float* scales, const int32_t* sums, const Side& side, int columns,
-               Out out) {
+    void group(const Rows& in, int64_t width, const Block& block, bool bytes,
+               const uint32_t* const* panels, int count, int units, const float* scales, const int32_t* sums,
+               const Side& side, int columns, Out out) {
         alignas(64) float c[ROWS * COLUMNS];
         const int parts = (block.rows + ROWS - 1) / ROWS;
+        const char* next = reinterpret_cast<const char*>(panels[0] + count * int64_t(units) * LANES);
+        const int64_t lines = count * int64_t(units);
         for (int part = 0; part < parts; ++part) {
             const int r = block.rows * part / parts, m = block.rows * (part + 1) / parts - r;
             const int64_t row = block.row + r;
+            // Weights of the next group, mostly: they come from memory while these are multiplied.
+            for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
+                __builtin_prefetch(next + line * 64, 0, 2);
             if (bytes) {
-                if constexpr (PRECISION == 2) {
-                    product<Type::BYTE>(reinterpret_cast<const char*>(in.bytes + row * width), width, m, panels,
-                                        count, units, c);
-                    dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums);
+                product<BYTES>(reinterpret_cast<const char*>(in.bytes + row * width), width, m, panels, count,
+                               units, c);
+                if (!side.rows) {
+                    dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
+                               [&](int i, int j, floats x) { out(row + i, j, x); });
+                    continue;
                 }
+                dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
+                           [&](int i, int j, floats x) { store(c + i * COLUMNS + j, x); });
             } else {
                 product<LOW>(reinterpret_cast<const char*>(in.low + row * width), sizeof(Low) * width, m, panels,
                              count, units, c);
             }
             beside(side, r, m, columns, count, c);
-            out(int(row), m, c);
+            for (int i = 0; i < m; ++i)
+                for (int j = 0; j < count * LANES; j += LANES) out(row + i, j, load(c + i * COLUMNS + j));
         }
     }
 
@@ -543,16 +583,23 @@ class Forward {
                         panels, count, side.units, c, true);
     }
 
-    static void dequantise(float* c, int m, int count, const float* scales, const float* zeros,
-                           const float* column_scales, const int32_t* sums) {
+    // Integers to what they stand for: `scale (total - zero sum) column_scale`.
+    template <class Out>
+    static void dequantise(const float* c, int m, int count, const float* scales, const float* zeros,
+                           const float* column_scales, const int32_t* sums, Out out) {
+        floats factors[PANELS], offsets[PANELS];
+        for (int p = 0; p < count; ++p) {
+            ints column;
+            std::memcpy(&column, sums + p * LANES, sizeof column);
+            factors[p] = load(column_scales + p * LANES);
+            offsets[p] = __builtin_convertvector(column, floats) * factors[p];
+        }
         for (int i = 0; i < m; ++i)
-            for (int j = 0; j < count * LANES; j += LANES) {
-                ints total, column;
-                std::memcpy(&total, c + i * COLUMNS + j, sizeof total);
-                std::memcpy(&column, sums + j, sizeof column);
-                const floats x = __builtin_convertvector(total, floats) -
-                                 zeros[i] * __builtin_convertvector(column, floats);
-                store(c + i * COLUMNS + j, x * (scales[i] * load(column_scales + j)));
+            for (int p = 0; p < count; ++p) {
+                ints total;
+                std::memcpy(&total, c + i * COLUMNS + p * LANES, sizeof total);
+                const floats x = __builtin_convertvector(total, floats) * factors[p] - zeros[i] * offsets[p];
+                out(i, p * LANES, scales[i] * x);
             }
     }
 
@@ -597,7 +644,7 @@ class Forward {
                     const Delta* deltas[3] = {&own->q, &own->k, &own->v};
                     sided = part;
                     sides[part] = side_of(*deltas[part], in.low + int64_t(block.row) * Hp, Hp, block.rows, Hp,
-                                          low_scratch(me) + int64_t(part) * BLOCK * rank_);
+                                          scratch(me).side + int64_t(part) * block_ * rank_);
                 }
                 // Where the task keeps only some heads, their panels stand apart in the backbone's.
                 const uint32_t* panels[PANELS];
@@ -617,10 +664,8 @@ class Forward {
                 }
                 const int64_t place = (ld == size_.AD ? 0 : part * size_.AD) + column;
                 group(in, Hp, block, weights.bytes, panels, count, units, scales, sums,
-                      own ? sides[part] : Side{}, column, [&](int row, int m, const float* c) {
-                          for (int i = 0; i < m; ++i)
-                              for (int j = 0; j < count * LANES; j += LANES)
-                                  store(to + (row + i) * ld + place + j, load(c + i * COLUMNS + j) + load(bias + j));
+                      own ? sides[part] : Side{}, column, [&](int64_t row, int j, floats x) {
+                          store(to + row * ld + place + j, x + load(bias + j));
                       });
             }
         }, [](const Block&) {});
@@ -637,18 +682,15 @@ class Forward {
         if (own) {
             const int width = up((some ? own->heads : model_.heads) * size_.dp, LANES);
             side = side_of(own->o, attended_.low + int64_t(block.row) * AD, AD, block.rows, width,
-                           low_scratch(me));
+                           scratch(me).side);
         }
         for (int g = from; g < to; ++g) {
             const int column = g * COLUMNS;
             const uint32_t* panels[PANELS];
             for (int p = 0; p < PANELS; ++p)
                 panels[p] = weights.out.panels + (g * PANELS + p) * int64_t(units) * LANES;
-            auto out = [&](int row, int m, const float* c) {
-                for (int i = 0; i < m; ++i)
-                    for (int j = 0; j < COLUMNS; j += LANES)
-                        store(y_ + int64_t(row + i) * Hp + column + j,
-                              load(c + i * COLUMNS + j) + load(weights.out.bias + column + j));
+            auto out = [&](int64_t row, int j, floats x) {
+                store(y_ + row * Hp + column + j, x + load(weights.out.bias + column + j));
             };
             if (!some) {
                 group(attended_, AD, block, weights.bytes, panels, PANELS, units,
@@ -670,18 +712,16 @@ class Forward {
                                         ? reinterpret_cast<const char*>(attended_.bytes + row * AD)
                                         : reinterpret_cast<const char*>(attended_.low + row * AD);
                     a += h * size_.dp * size;
-                    if (weights.bytes) {
-                        if constexpr (PRECISION == 2)
-                            product<Type::BYTE>(a, AD, m, at, PANELS, head_units, c, true);
-                    } else {
-                        product<LOW>(a, size * AD, m, at, PANELS, head_units, c, true);
-                    }
+                    if (weights.bytes) product<BYTES>(a, AD, m, at, PANELS, head_units, c, true);
+                    else product<LOW>(a, size * AD, m, at, PANELS, head_units, c, true);
                 }
                 if (weights.bytes)
                     dequantise(c, m, PANELS, attended_.scales + row, attended_.zeros + row,
-                               weights.out.scales + column, own->out_sums + column);
+                               weights.out.scales + column, own->out_sums + column,
+                               [&](int i, int j, floats x) { store(c + i * COLUMNS + j, x); });
                 beside(side, r, m, column, PANELS, c);
-                out(int(row), m, c);
+                for (int i = 0; i < m; ++i)
+                    for (int j = 0; j < COLUMNS; j += LANES) out(row + i, j, load(c + i * COLUMNS + j));
             }
         }
     }
@@ -690,8 +730,9 @@ class Forward {
         const LayerWeights& weights = model_.layer[number];
         const TaskLayer& own = *own_of(block, number);
         const int Hp = size_.Hp, units = Hp / (weights.bytes ? 4 : PER);
-        const Side side = side_of(own.in, in.low + int64_t(block.row) * Hp, Hp, block.rows, Hp, low_scratch(me));
+        const Side side = side_of(own.in, in.low + int64_t(block.row) * Hp, Hp, block.rows, Hp, scratch(me).side);
         to = std::min(to, up(own.kept, 64) / COLUMNS);
+        const int32_t activation = model_.activation;
         for (int g = from; g < to; ++g) {
             const int column = g * COLUMNS, count = std::min(COLUMNS, own.kept - column);
             alignas(64) float bias[COLUMNS] = {}, scales[COLUMNS] = {};
@@ -703,7 +744,7 @@ class Forward {
             }
             const uint32_t* source = own.in_panels ? own.in_panels + g * int64_t(COLUMNS) * units : nullptr;
             if (!source) {
-                uint32_t* gathered = panel_scratch(me);
+                uint32_t* gathered = scratch(me).panels;
                 if (PRECISION == 2 && weights.bytes)
                     pack_in<Type::BYTE>(weights, Hp, own.neurons + column, count, gathered);
                 else
@@ -713,14 +754,10 @@ class Forward {
             const uint32_t* panels[PANELS];
             for (int p = 0; p < PANELS; ++p) panels[p] = source + p * int64_t(units) * LANES;
             group(in, Hp, block, weights.bytes, panels, PANELS, units, scales, sums, side, column,
-                  [&](int row, int m, const float* c) {
-                      for (int i = 0; i < m; ++i)
-                          for (int j = 0; j < COLUMNS; j += LANES) {
-                              floats x = load(c + i * COLUMNS + j) + load(bias + j);
-                              x = activate<ROUNDED>(x, model_.activation);
-                              if (own.scales) x *= load(own.scales + column + j);
-                              store(inner_.low + int64_t(row + i) * widest_ + column + j, x);
-                          }
+                  [&](int64_t row, int j, floats x) {
+                      x = activate<ROUNDED>(x + load(bias + j), activation);
+                      if (own.scales) x *= load(own.scales + column + j);
+                      store(inner_.low + row * widest_ + column + j, x);
                   });
         }
     }
@@ -730,7 +767,7 @@ class Forward {
         const TaskLayer& own = *own_of(block, number);
         const int Hp = size_.Hp, width = up(own.kept, 64), units = width / (weights.bytes ? 4 : PER);
         const Side side = side_of(own.out, inner_.low + int64_t(block.row) * widest_, widest_, block.rows, width,
-                                  low_scratch(me));
+                                  scratch(me).side);
         const float* bias = own.b_out ? own.b_out : weights.b_out;
         for (int g = from; g < to; ++g) {
             const int column = g * COLUMNS;
@@ -738,7 +775,7 @@ class Forward {
             const int32_t* sums = own.outer_sums ? own.outer_sums + column : gathered_sums;
             const uint32_t* source = own.out_panels ? own.out_panels + g * int64_t(COLUMNS) * units : nullptr;
             if (!source) {
-                uint32_t* gathered = panel_scratch(me);
+                uint32_t* gathered = scratch(me).panels;
                 if (PRECISION == 2 && weights.bytes)
                     pack_out<Type::BYTE>(weights, model_.ffn, g, own.neurons, own.kept, gathered, gathered_sums);
                 else
@@ -749,11 +786,8 @@ class Forward {
             for (int p = 0; p < PANELS; ++p) panels[p] = source + p * int64_t(units) * LANES;
             group(inner_, widest_, block, weights.bytes, panels, PANELS, units,
                   weights.bytes ? weights.out_scales + column : nullptr, sums, side, column,
-                  [&](int row, int m, const float* c) {
-                      for (int i = 0; i < m; ++i)
-                          for (int j = 0; j < COLUMNS; j += LANES)
-                              store(y_ + int64_t(row + i) * Hp + column + j,
-                                    load(c + i * COLUMNS + j) + load(bias + column + j));
+                  [&](int64_t row, int j, floats x) {
+                      store(y_ + row * Hp + column + j, x + load(bias + column + j));
                   });
         }
     }
@@ -785,7 +819,7 @@ class Forward {
                     Low* to = attended_.low + int64_t(r) * size_.AD;
                     const int width = heads * size_.dp;
                     std::fill(to + width, to + size_.AD, Low(0));
-                    if (bytes) quantise(attended_, r, to, size_.AD);
+                    if (bytes) quantise(attended_, r, to, size_.AD, size_.AD);
                 }
             };
             if (last) finish(one.read, one.reads);
@@ -803,12 +837,10 @@ class Forward {
         // Keys as inputs of the second product: whole units, and whole tiles where tiles will be used.
         const int keys = up(n, n > 48 ? 32 : LANES);
         const int key_units = keys / PER;
-        Low* packed_keys = low_scratch(me) + own_low_;
-        Low* packed_values = packed_keys + own_keys_;
-        Low* weights = packed_values + own_keys_;
-        float* scores = reinterpret_cast<float*>(weights + own_scores_);
-        const char** rows = reinterpret_cast<const char**>(
-            reinterpret_cast<char*>(scores + own_scores_) + own_panels_);
+        Scratch& own = scratch(me);
+        Low* weights = own.weights;
+        float* scores = own.scores;
+        const char** rows = own.rows;
         const Low* k = qkv_ + AD + head * dp;
         for (int i = 0; i < n; ++i) {
             const int64_t row = i < one.texts ? one.text + i : one.prompt + i - one.texts;
@@ -816,12 +848,12 @@ class Forward {
         }
         for (int i = n; i < keys; ++i) rows[i] = nothing;
         const int64_t panel = int64_t(units) * LANES;
-        uint32_t* key_panels = reinterpret_cast<uint32_t*>(packed_keys);
+        uint32_t* key_panels = own.keys;
         for (int p = 0; p < n16 / LANES; ++p) pack_rows(rows + p * LANES, units, key_panels + p * panel);
         for (int i = 0; i < n; ++i) rows[i] += sizeof(Low) * AD;
         uint32_t* value_panels[8];
         for (int p = 0; p < dp / LANES; ++p)
-            value_panels[p] = reinterpret_cast<uint32_t*>(packed_values) + p * int64_t(key_units) * LANES;
+            value_panels[p] = own.values + p * int64_t(key_units) * LANES;
         pack_columns<LOW>(rows, key_units, dp / LANES, value_panels);
 
         const float scale = 1.0f / std::sqrt(float(size_.d));
@@ -863,7 +895,7 @@ class Forward {
         floats most = all(-3.0e38f);
         for (int j = 0; j < n; j += LANES) {
             const floats x = lanes < n - j ? load(at(j)) : all(-3.0e38f);
-            most = x > most ? x : most;
+            most = larger(most, x);
         }
         const float top = maximum(most) * scale;
         floats total = {};
@@ -881,61 +913,56 @@ class Forward {
 
     // -- Rows --------------------------------------------------------------------------------------------
 
-    static void round_row(const float* x, int width, Low* to) {
-        for (int i = 0; i < width; i += LANES) store(to + i, load(x + i));
-    }
-
-    static void normalise(const float* x, int width, int padded, const Norm& norm, float* to, float eps) {
-        static const ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    // LayerNorm of `x` in place; what fills a row up is zero before and after.
+    void normalise(float* x, int width, int padded, const Norm& norm) const {
         floats total = {};
-        for (int i = 0; i < padded; i += LANES) total += load(x + i);  // what fills up is zero
+        for (int i = 0; i < padded; i += LANES) total += load(x + i);
         const float mean = sum(total) / width;
         floats squares = {};
         for (int i = 0; i < padded; i += LANES) {
-            const floats off = lanes < width - i ? load(x + i) - mean : floats{};
+            const floats off = load(x + i) - mean;
             squares += off * off;
         }
-        const float factor = 1.0f / std::sqrt(sum(squares) / width + eps);
+        const float spread = sum(squares) - (padded - width) * mean * mean;
+        const float factor = 1.0f / std::sqrt(std::max(spread, 0.0f) / width + model_.eps);
         for (int i = 0; i < padded; i += LANES)
-            store(to + i, (load(x + i) - mean) * factor * load(norm.weight + i) + load(norm.bias + i));
+            store(x + i, (load(x + i) - mean) * factor * load(norm.weight + i) + load(norm.bias + i));
     }
 
-    void normalise(const float* x, int width, int padded, const Norm& norm, float* to) const {
-        normalise(x, width, padded, norm, to, model_.eps);
+    // A row in all forms that the next product wants.
+    void round(Rows& rows, int64_t row, const float* x, int width, bool bytes) const {
+        Low* low = rows.low + row * width;
+        for (int i = 0; i < width; i += LANES) store(low + i, load(x + i));
+        if (bytes) quantise(rows, row, x, width, width);
     }
 
-    // The rows' LayerNorm of `x + y`, in all forms that the next product wants.
+    // The rows' LayerNorm of `x + y`.
     void add_norm(const Block& block, Rows& rows, const Norm& norm, bool bytes) {
         const int Hp = size_.Hp;
-        for (int r = block.row; r < block.row + block.rows; ++r) {
-            float* x = rows.x + int64_t(r) * Hp;
-            const float* y = y_ + int64_t(r) * Hp;
+        for (int64_t r = block.row; r < block.row + block.rows; ++r) {
+            float* x = rows.x + r * Hp;
+            const float* y = y_ + r * Hp;
             for (int i = 0; i < Hp; i += LANES) store(x + i, load(x + i) + load(y + i));
-            normalise(x, model_.hidden, Hp, norm, x);
-            round_row(x, Hp, rows.low + int64_t(r) * Hp);
-            if (bytes) quantise(rows, r, x, Hp);
+            normalise(x, model_.hidden, Hp, norm);
+            round(rows, r, x, Hp, bytes);
         }
     }
 
+    // A row's range, zero included, onto 0 to 255.
     template <class Source>
-    void quantise(Rows& rows, int row, const Source* x, int width, int64_t stride = 0) const {
+    void quantise(Rows& rows, int64_t row, const Source* x, int width, int64_t stride) const {
         if constexpr (PRECISION == 2) {
             floats low = {}, high = {};
             for (int i = 0; i < width; i += LANES) {
                 const floats v = load(x + i);
-                low = v < low ? v : low, high = v > high ? v : high;
+                low = smaller(low, v), high = larger(high, v);
             }
             const float bottom = -maximum(-low), top = maximum(high);
-            const float scale = std::max(top - bottom, 1e-30f) / 255.0f;
-            const float zero = std::nearbyint(-bottom / scale);
+            const float scale = std::max(top - bottom, 1e-30f) / 255.0f, inverse = 1.0f / scale;
+            const float zero = std::nearbyint(-bottom * inverse);
             rows.scales[row] = scale, rows.zeros[row] = zero;
-            const float inverse = 1.0f / scale;
-            uint8_t* to = rows.bytes + int64_t(row) * (stride ? stride : width);
-            for (int i = 0; i < width; i += LANES) {
-                const floats v = at_most(at_least(nearest(load(x + i) * inverse + zero), 0.0f), 255.0f);
-                const bytes b = __builtin_convertvector(__builtin_convertvector(v, ints), bytes);
-                std::memcpy(to + i, &b, sizeof b);
-            }
+            uint8_t* to = rows.bytes + row * stride;
+            for (int i = 0; i < width; i += LANES) store(to + i, load(x + i) * inverse + zero);
         }
     }
 
@@ -984,13 +1011,6 @@ class Forward {
         });
     }
 
-    Low* low_scratch(int me) { return reinterpret_cast<Low*>(space_.own[me].data); }
-
-    uint32_t* panel_scratch(int me) {
-        return reinterpret_cast<uint32_t*>(space_.own[me].data + sizeof(Low) * (own_low_ + 2 * own_keys_ + own_scores_) +
-                                           4 * own_scores_);
-    }
-
     const Model& model_;
     const Sizes size_;
     Team& team_;
@@ -998,8 +1018,8 @@ class Forward {
     const Batch& batch_;
     std::vector<Sequence> sequences_;
     std::vector<Block> blocks_, ffn_blocks_, read_blocks_, read_ffn_blocks_, text_blocks_, first_blocks_;
-    int rows_ = 0, reads_ = 0, longest_ = 0, widest_ = 0, rank_ = 0;
-    int64_t own_low_ = 0, own_keys_ = 0, own_panels_ = 0, own_scores_ = 0;
+    int block_ = 0, rows_ = 0, reads_ = 0, longest_ = 0, widest_ = 0, rank_ = 0;
+    std::vector<Scratch> own_;
     Rows in_{}, read_{}, attended_{}, inner_{};
     float* y_ = nullptr;
     Low* qkv_ = nullptr;
@@ -1008,7 +1028,7 @@ class Forward {
 
 // A team with the memory of its forwards; for one calling thread at a time.
 struct Runner {
-    explicit Runner(int threads) : team(threads) {}
+    explicit Runner(int threads) : team(threads), space(threads) {}
     Team team;
     Space space;
 };

@@ -51,20 +51,51 @@ inline void store(bf16* to, floats x) {
 #endif
 }
 
-// Written so that a NaN in `x` stays one.
-inline floats at_least(floats x, float low) { return x < low ? all(low) : x; }
-inline floats at_most(floats x, float high) { return x > high ? all(high) : x; }
+// A NaN in `x` stays one.
+inline floats at_least(floats x, float low) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_max_ps(_mm512_set1_ps(low), (__m512)x);
+#else
+    return x < low ? all(low) : x;
+#endif
+}
+
+inline floats at_most(floats x, float high) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_min_ps(_mm512_set1_ps(high), (__m512)x);
+#else
+    return x > high ? all(high) : x;
+#endif
+}
+
+inline floats larger(floats x, floats y) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_max_ps((__m512)x, (__m512)y);
+#else
+    return x > y ? x : y;
+#endif
+}
+
+inline floats smaller(floats x, floats y) { return -larger(-x, -y); }
 
 inline float sum(floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float total = 0;
     for (int lane = 0; lane < LANES; ++lane) total += x[lane];
     return total;
+#endif
 }
 
 inline float maximum(floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float most = x[0];
     for (int lane = 1; lane < LANES; ++lane) most = x[lane] > most ? x[lane] : most;
     return most;
+#endif
 }
 
 // The nearest whole number, for |x| < 2^22.
@@ -72,6 +103,14 @@ inline floats nearest(floats x) {
     const floats magic = all(12582912.0f);
     return (x + magic) - magic;
 }
+
+#if defined(__AVX512F__)
+// Rounded to the nearest of 0 to 255.
+inline void store(uint8_t* to, floats x) {
+    const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32((__m512)x), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(whole));
+}
+#endif
 
 // e^x to about 2e-7 relative: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. Zero below -87.
 inline floats exp(floats x) {
