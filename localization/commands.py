@@ -16,18 +16,15 @@ from localization.data import load_dataset, load_rows
 from localization.errors import ConfigError, DataError
 from localization.evaluation import Evaluation, evaluate
 from localization.job import Reporter
-from localization.network import predict
 from localization.page.report import render
 from localization.pipeline import localize
 from localization.results import Localized
 from localization.summary import summarize
 from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
-from model_store.encoder import Encoder
+from model_store.backend import answer_all, choose
 from model_store.errors import ModelStoreError
 from model_store.manifest import read_header
-from model_store.ops import fast_bf16
-from model_store.ops_onednn import fastest_ops
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
 
@@ -145,14 +142,17 @@ def evaluate_file(
             f"{', '.join(manifest.labels)}"
         )
     # As a server on this machine answers: the same operations in the same precision.
-    device = resolve_device(device)
-    ops = fastest_ops(device, bf16=fast_bf16(device))
-    encoder = Encoder(backbone.config, backbone.tensors, ops)
+    backend = choose(
+        backbone.config,
+        backbone.tensors,
+        device=resolve_device(device),
+        precision=None,
+        threads=torch.get_num_threads(),
+    )
     texts = InputEncoder(
         backbone.tokenizer, backbone.config, manifest.template, manifest.max_tokens
     )
-    plan = overlay.plan(encoder)
-    predicted = predict(encoder, plan, texts.encode(rows.inputs)).argmax(dim=1)
+    predicted = answer_all(backend, overlay, texts.encode(rows.inputs)).argmax(dim=1)
     classes = torch.tensor([numbers[name] for name in rows.labels])
     return info.version, manifest.labels, evaluate(predicted, classes, len(manifest.labels))
 

@@ -6,7 +6,7 @@ Built once, before anything is computed; here a task, its rows and its backbone 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,7 @@ from localization.errors import ConfigError
 from localization.network import Examples, Network, Progress
 from localization.stages import StageFiles, key_of
 from model_store.backbone import Backbone
+from model_store.backend import Backend, choose
 from model_store.encoder import Encoder
 from model_store.manifest import MAX_LABELS
 from model_store.manifest import LinearHead as LinearHeadRecord
@@ -64,7 +65,9 @@ class Job:
     exact: Network
     """In fp32: scores, fits and golden inputs."""
     served: Encoder
-    """As a server on this machine runs it: figures and speeds."""
+    """In the precision that serves: speeds."""
+    backend: Backend[Any]
+    """As a server on this machine answers: figures."""
     stages: StageFiles
     key: str
     """Hash of what every step depends on."""
@@ -124,6 +127,13 @@ def prepare(
         tuning,
         exact,
         Encoder(backbone.config, backbone.tensors, fastest_ops(device, bf16=bf16)),
+        choose(
+            backbone.config,
+            backbone.tensors,
+            device=device,
+            precision="bf16" if bf16 else "fp32",
+            threads=torch.get_num_threads(),
+        ),
         StageFiles(work),
         key_of(settings, backbone.fingerprint, dataset.sha256, bf16),
         report,

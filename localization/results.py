@@ -16,9 +16,10 @@ from torch import Tensor
 
 from localization.evaluation import Evaluation, evaluate
 from localization.job import Job, head_record
-from localization.network import Examples, Tuned, predict
+from localization.network import Examples, Tuned
 from localization.selection import STEP, Kept
 from model_store.artifact import Overlay, probabilities
+from model_store.backend import answer_all
 from model_store.manifest import (
     BackboneReference,
     DeltaRanks,
@@ -109,8 +110,7 @@ def finish(
 def answer(job: Job, name: str, overlay: Overlay, examples: Examples, rows: str) -> Answers:
     """The overlay's answers to `examples`, as a server here gives them."""
     progress = job.report.step(f"{rows} {name}")
-    plan = overlay.plan(job.served)
-    given = predict(job.served, plan, examples.encodings, progress)
+    given = answer_all(job.backend, overlay, examples.encodings, progress)
     found = evaluate(given.argmax(dim=1), examples.classes, len(job.labels))
     return Answers(given, found)
 

@@ -4,10 +4,11 @@
 the reference. Both take the same overlays and items, and `choose` takes what suits the machine.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -19,6 +20,10 @@ from model_store.ops import Linear, Norm, fast_bf16
 from model_store.ops_onednn import fastest_ops
 from model_store.packing import Item, pack
 from model_store.plan import Plan
+from model_store.tokenization import Encoding
+
+AT_ONCE = 64
+"""Sequences of one forward of `answer_all`."""
 
 
 class AnyPlan(Protocol):
@@ -129,6 +134,26 @@ def plan_bytes(plan: Plan) -> int:
     if plan.prompt_cache is not None:
         tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors if tensor is not None)
+
+
+def answer_all(
+    backend: "Backend[Any]",
+    overlay: Overlay,
+    encodings: Sequence[Encoding],
+    progress: Callable[[int, int, str], None] | None = None,
+) -> torch.Tensor:
+    """Probabilities `[B, C]` of any number of inputs to one task; `progress(done, all, "rows")`."""
+    plan = backend.warm(backend.plan(overlay))
+    # Equal lengths together: torch has an attention call for each.
+    order = sorted(range(len(encodings)), key=lambda row: len(encodings[row].token_ids))
+    rows: dict[int, NDArray[Any]] = {}
+    for at in range(0, len(order), AT_ONCE):
+        group = order[at : at + AT_ONCE]
+        answers = backend.answer([Item(encodings[row], 0) for row in group], [plan])
+        rows |= dict(zip(group, answers, strict=True))
+        if progress is not None:
+            progress(len(rows), len(order), "rows")
+    return torch.from_numpy(np.stack([rows[row] for row in range(len(encodings))]))
 
 
 def choose(

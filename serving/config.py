@@ -43,7 +43,8 @@ class ServeConfig(Frozen):
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     engine_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one replica's forward; 0: all cores."""
-    max_batch_tokens: Count = 4096
+    max_batch_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of one forward; 0: as many as make it efficient here, found by a measurement."""
     max_queued_tokens: Count = 65536
     max_inputs: Count = 128
     """Inputs of one request."""

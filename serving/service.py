@@ -20,6 +20,7 @@ from model_store.errors import ArtifactError, InputError, NotFoundError
 from model_store.manifest import TextInput, VerifiedArtifact
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
+from serving.calibration import efficient_tokens
 from serving.config import ServeConfig
 from serving.engine import Engine
 from serving.errors import (
@@ -36,7 +37,7 @@ from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
 
 logger = logging.getLogger("taskbone.service")
 
-GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.06, "int8": 0.15}
+GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.06, "int8": 0.3}
 """Largest difference of a golden probability from its fp32 value, by the engine's precision."""
 
 MAX_SCORES = 100_000
@@ -65,7 +66,7 @@ class Service:
             self._backend,
             self._plans,
             metrics,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=config.max_batch_tokens or efficient_tokens(self._backend, backbone),
             max_queued_tokens=config.max_queued_tokens,
         )
         self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
