@@ -346,10 +346,12 @@ class TestReport:
         )
         assert ratio > 0
 
-    def test_a_cold_task_takes_about_its_tensors(self, tiny: Model) -> None:
+    def test_a_cold_task_takes_at_least_its_tensors(self, tiny: Model) -> None:
         overlay = random_overlay(tiny, 0, 0.5, prompt_tokens=4)
         assert overlay.prompt is not None
-        assert 0 <= engine_tasks.cold_task_bytes(tiny, 4) < 100_000
+        neurons = sum(rows.nbytes for rows in overlay.neurons)
+        measured = engine_tasks.cold_task_bytes(tiny, 4)
+        assert neurons + overlay.prompt.nbytes < measured < 100_000
 
 
 class TestCommand:
