@@ -19,7 +19,6 @@ from torch import Tensor
 from benchmarks import engine_peers
 from benchmarks.engine_exports import steps_to_make
 from benchmarks.engine_models import Model, random_overlay, useful_operations
-from benchmarks.engine_ours import PRECISIONS as OURS
 from benchmarks.engine_ours import Ours
 from benchmarks.engine_peers import Peer
 from benchmarks.engine_report import Row, row
@@ -34,6 +33,7 @@ from benchmarks.engine_works import (
     sentence_sets,
     sentences_of,
 )
+from model_store.native import Precision
 
 ALONE = ("tasks16", "zipf", "sst2", "memory")
 """Parts without peers."""
@@ -51,7 +51,7 @@ class Settings:
     seed: int = 0
     threads: int = 1
     parts: tuple[str, ...] = (*(work.name for work in WORKS), *ALONE)
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[Precision, ...] = PRECISIONS
     peers: tuple[str, ...] = tuple(dict.fromkeys(name for name, _ in engine_peers.PEERS))
 
 
@@ -87,12 +87,10 @@ def measure(
     }
     for precision in settings.precisions:
         ours: dict[float, Ours] = {}
-        if precision in OURS:
-            for keep in KEEPS:
-                overlay = random_overlay(model, 0, keep)
-                ours[keep] = Ours(model.backbone, precision, [overlay])
-        else:
-            report.left_out[f"ours in {precision}"] = "not built yet"
+        for keep in KEEPS:
+            ours[keep] = Ours(model.backbone, precision, [random_overlay(model, 0, keep)])
+            _answer_one_task(ours[keep], asked, 0)
+            ours[keep].settle()
 
         def start(name: str, precision: str = precision) -> Peer:
             progress.console.print(f"{work.name} {precision}: starting {name}", style="dim")
@@ -113,6 +111,8 @@ def measure(
                 if keep == 1.0 and keep in ours:
                     entry["difference"] = round(difference(ours[keep], peer, asked[0]), 5)
                 report.rows.append(entry)
+        for engine in ours.values():
+            engine.close()
 
 
 def start_peers(

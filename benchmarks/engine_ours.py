@@ -5,20 +5,32 @@ The one file of the benchmark that knows how our forward is built.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
-from model_store.encoder import Encoder
-from model_store.ops import Ops, TorchOps
-from model_store.ops_onednn import OneDnnOps
-from model_store.packing import Item, pack
+from model_store.native import NativeBackend, Precision, builds
+from model_store.packing import Item
 from model_store.tokenization import Encoding
 from serving.plans import PlanCache
 
-PRECISIONS = ("bf16", "fp32")
-"""What `Ours` can compute in."""
+
+class Silent:
+    """Hears of plans and keeps nothing."""
+
+    def plan_lookup(self, result: str) -> None:
+        """A plan was looked up."""
+
+    def plan_built(self, seconds: float) -> None:
+        """A plan became warm."""
+
+    def plan_evicted(self) -> None:
+        """A plan made room."""
+
+    def plan_bytes(self, size: int) -> None:
+        """Memory of all plans."""
 
 
 class Ours:
@@ -27,14 +39,16 @@ class Ours:
     def __init__(
         self,
         backbone: Backbone,
-        precision: str,
+        precision: Precision,
         overlays: Sequence[Overlay],
         budget_bytes: int = 1 << 30,
     ) -> None:
         """Nothing is built for a task before it is asked for; plans stay within the budget."""
         self._overlays = overlays
-        self._encoder = Encoder(backbone.config, backbone.tensors, _ops(precision))
-        self._plans = PlanCache(self._encoder, budget_bytes)
+        self._backend = NativeBackend(
+            backbone.config, backbone.tensors, precision, torch.get_num_threads(), builds()[0]
+        )
+        self._plans = PlanCache(self._backend, budget_bytes, Silent())
 
     def answer(self, sentences: Sequence[Encoding], tasks: Sequence[int]) -> Tensor:
         """Probabilities `[B, C]` in the order given; `tasks[i]` is the overlay of sentence i."""
@@ -44,17 +58,12 @@ class Ours:
         items = [
             Item(sentence, segment[task]) for sentence, task in zip(sentences, tasks, strict=True)
         ]
-        with torch.inference_mode():
-            batch = pack(items, [plan.layout for plan in plans])
-            packed = torch.cat(self._encoder.forward(batch, plans)).softmax(dim=1)
-            result = torch.empty_like(packed)
-            result[list(batch.order)] = packed
-        return result
+        return torch.from_numpy(np.stack(self._backend.answer(items, plans)))
 
+    def settle(self) -> None:
+        """Wait until plans that were asked for are warm."""
+        self._plans.settle()
 
-def _ops(precision: str) -> Ops:
-    if precision == "bf16":
-        return OneDnnOps()
-    if precision == "fp32":
-        return TorchOps()
-    raise ValueError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
+    def close(self) -> None:
+        """Stop the thread that makes plans warm."""
+        self._plans.close()

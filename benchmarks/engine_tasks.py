@@ -11,12 +11,12 @@ from rich.progress import Progress
 
 from benchmarks.engine_contest import BATCHES, Settings
 from benchmarks.engine_models import Model, random_overlay, zipf_tasks
-from benchmarks.engine_ours import PRECISIONS as OURS
 from benchmarks.engine_ours import Ours
 from benchmarks.engine_timing import interleaved
 from benchmarks.engine_works import WORKS, Sentences, batches, sentences_of
 from model_store import artifact
 from model_store.artifact import Overlay
+from model_store.native import Precision
 
 KEEP = 0.5
 TASKS = 16
@@ -51,7 +51,7 @@ def measure_alone(
     mixed: dict[str, float] = {}
     zipf: dict[str, float] = {}
     sst2: dict[str, float] = {}
-    for precision in (name for name in settings.precisions if name in OURS):
+    for precision in settings.precisions:
         if "tasks16" in settings.parts:
             mixed[precision] = mixed_over_one(
                 model("bert-base"), precision, asked("bert-base-32"), settings.rounds, advance
@@ -79,13 +79,15 @@ def measure_alone(
 
 
 def mixed_over_one(
-    model: Model, precision: str, asked: Sequence[Sentences], rounds: int, turn_done: TurnDone
+    model: Model, precision: Precision, asked: Sequence[Sentences], rounds: int, turn_done: TurnDone
 ) -> float:
     """Time of batches of `TASKS` tasks over the time of the same batches of one task."""
     overlays = [random_overlay(model, number, KEEP) for number in range(TASKS)]
     ours = Ours(model.backbone, precision, overlays, GIB)
     count = len(asked[0].encodings)
     mixed = [number % TASKS for number in range(count)]
+    ours.answer(asked[0].encodings, mixed)
+    ours.settle()
     seconds = interleaved(
         {
             "mixed": lambda number: ours.answer(asked[number].encodings, mixed),
@@ -95,12 +97,13 @@ def mixed_over_one(
         rounds,
         turn_done,
     )
+    ours.close()
     return statistics.median(seconds["mixed"]) / statistics.median(seconds["one"])
 
 
 def zipf_over_one(
     model: Model,
-    precision: str,
+    precision: Precision,
     asked: Sequence[Sentences],
     rounds: int,
     seed: int,
@@ -137,6 +140,7 @@ def zipf_over_one(
             ours.answer(asked[(number + step) % len(asked)].encodings, [0] * count)
 
     seconds = interleaved({"many": many, "one": one}, 1, rounds, turn_done)
+    ours.close()
     return statistics.median(seconds["one"]) / statistics.median(seconds["many"])
 
 
@@ -185,7 +189,7 @@ def sst2_batches(lengths: Sequence[int], vocabulary: int, seed: int) -> list[Sen
 
 
 def sentences_per_second(
-    model: Model, precision: str, asked: Sequence[Sentences], rounds: int, turn_done: TurnDone
+    model: Model, precision: Precision, asked: Sequence[Sentences], rounds: int, turn_done: TurnDone
 ) -> float:
     """Sentences with a prompt of `PROMPT_TOKENS` that the engine alone answers in a second."""
     overlay = random_overlay(model, 0, KEEP, prompt_tokens=PROMPT_TOKENS)
@@ -195,5 +199,8 @@ def sentences_per_second(
         for batch in asked:
             ours.answer(batch.encodings, [0] * len(batch.encodings))
 
+    whole(0)
+    ours.settle()
     seconds = interleaved({"ours": whole}, 1, rounds, turn_done)["ours"]
+    ours.close()
     return sum(len(batch.encodings) for batch in asked) / statistics.median(seconds)

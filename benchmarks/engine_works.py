@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from model_store.native import Precision
 from model_store.tokenization import Encoding
 
 MEAN_TOKENS = 32
@@ -43,7 +44,7 @@ WORKS = (
     Work("minilm-l6-1", "minilm-l6", 1),
 )
 
-PRECISIONS = ("bf16", "int8", "fp32")
+PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "fp32")
 KEEPS = (0.5, 1.0)
 
 TARGETS = {

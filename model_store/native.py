@@ -156,13 +156,15 @@ class _Batch(Structure):
 
 
 def builds() -> list[Build]:
-    """The builds that are installed and that this processor can run, best first."""
+    """The builds that are installed and that this process can run, best first."""
     have = torch.cpu.get_capabilities()
-    return [
-        build
-        for build, needed in NEEDS.items()
-        if all(have.get(name, False) for name in needed) and _path(build) is not None
-    ]
+    usable = []
+    for build, needed in NEEDS.items():
+        if all(have.get(name, False) for name in needed):
+            with suppress(OSError):
+                load(build)
+                usable.append(build)
+    return usable
 
 
 def _path(build: Build) -> Path | None:
