@@ -57,7 +57,9 @@ def main() -> int:
     people = Console(width=130)
     if report["rows"]:
         people.print(table(report["rows"]))
-    people.print(other_targets(report))
+    alone = other_targets(report)
+    if alone.row_count:
+        people.print(alone)
     for what, why in report["left_out"].items():
         people.print(f"left out: {what}: {why}", markup=False)
     facts = report["machine"]
