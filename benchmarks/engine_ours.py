@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
-from model_store.native import NativeBackend, Precision, builds
+from model_store.backend import choose
+from model_store.native import Precision
 from model_store.packing import Item
 from model_store.tokenization import Encoding
 from serving.plans import PlanCache
@@ -45,8 +46,12 @@ class Ours:
     ) -> None:
         """Nothing is built for a task before it is asked for; plans stay within the budget."""
         self._overlays = overlays
-        self._backend = NativeBackend(
-            backbone.config, backbone.tensors, precision, torch.get_num_threads(), builds()[0]
+        self._backend = choose(
+            backbone.config,
+            backbone.tensors,
+            device="cpu",
+            precision=precision,
+            threads=torch.get_num_threads(),
         )
         self._plans = PlanCache(self._backend, budget_bytes, Silent())
 
