@@ -315,7 +315,7 @@ class TestReport:
             assert entry.get("difference", 0.0) < 0.05
         assert set(report["ceiling_gflops"]) >= {"bf16", "fp32"}
         assert all(value > 0 for value in report["sentences_per_second"].values())
-        assert set(report["tasks16_over_one"]) == set(OURS)
+        assert set(report["tasks16_over_one"]) == set(PRECISIONS)
         console = Console(width=120, file=(out := StringIO()))
         console.print(other_targets(report))
         assert "16 tasks" in out.getvalue()
