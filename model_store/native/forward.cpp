@@ -182,7 +182,7 @@ struct Space {
     std::vector<std::atomic<int>> done;
 };
 
-// Pack 64 (or fewer) neurons' rows of `w_in` from the backbone.
+// Pack a group of neurons' rows of `w_in` from the backbone.
 template <Type T>
 static void pack_in(const LayerWeights& layer, int Hp, const uint16_t* neurons, int count, uint32_t* panels) {
     constexpr int per = Element<T>::per_unit;
@@ -199,7 +199,7 @@ static void pack_in(const LayerWeights& layer, int Hp, const uint16_t* neurons, 
     }
 }
 
-// Pack 64 outputs of `w_out` over the neurons; `sums` [64] gets the columns' sums of int8 weights.
+// Pack a group of outputs of `w_out` over the neurons; `sums` gets the columns' sums of int8 weights.
 template <Type T>
 static void pack_out(const LayerWeights& layer, int ffn, int group, const uint16_t* neurons, int kept,
                      uint32_t* panels, int32_t* sums) {
@@ -207,11 +207,12 @@ static void pack_out(const LayerWeights& layer, int ffn, int group, const uint16
     constexpr int per = Element<T>::per_unit;
     alignas(64) static const char nothing[COLUMNS * 4] = {};
     const int units = up(kept, 64) / per;
-    const char* base = layer.w_out + int64_t(group) * ffn * COLUMNS * sizeof(E);
+    // In memory 64 outputs of a neuron stand together.
+    const char* base = layer.w_out + (int64_t(group) * COLUMNS / 64 * ffn * 64 + group * COLUMNS % 64) * sizeof(E);
     for (int n = 0; n < units * per; n += 64) {
         const char* rows[64];
         for (int i = 0; i < 64; ++i)
-            rows[i] = n + i < kept ? base + int64_t(neurons[n + i]) * COLUMNS * sizeof(E) : nothing;
+            rows[i] = n + i < kept ? base + int64_t(neurons[n + i]) * 64 * sizeof(E) : nothing;
         uint32_t* to[PANELS];
         for (int p = 0; p < PANELS; ++p) to[p] = panels + (p * int64_t(units) + n / per) * LANES;
         pack_columns<T>(rows, 64 / per, PANELS, to);
@@ -219,7 +220,7 @@ static void pack_out(const LayerWeights& layer, int ffn, int group, const uint16
     if constexpr (T == Type::BYTE) {
         for (int c = 0; c < COLUMNS; ++c) sums[c] = 0;
         for (int n = 0; n < kept; ++n) {
-            const int8_t* row = reinterpret_cast<const int8_t*>(base) + int64_t(neurons[n]) * COLUMNS;
+            const int8_t* row = reinterpret_cast<const int8_t*>(base) + int64_t(neurons[n]) * 64;
             for (int c = 0; c < COLUMNS; ++c) sums[c] += row[c];
         }
     }
@@ -252,19 +253,21 @@ class Forward {
 
     void run() {
         team_.run([this](int me) {
+            open_tiles();
             embed(me);
             for (int number = 0; number < model_.layers; ++number) layer(me, number);
             answer(me);
-            release_tiles();
+            close_tiles();
         });
     }
 
     // What a prompt is at the entrance of layer 0; the batch is one sequence without text.
     void prompt(float* hidden, Low* qkv) {
         team_.run([this](int me) {
+            open_tiles();
             embed(me);
             project(me, 0, in_, first_blocks_, 0, 3, qkv_, 3 * size_.AD);
-            release_tiles();
+            close_tiles();
         });
         std::memcpy(hidden, in_.x, sizeof(float) * rows_ * size_.Hp);
         std::memcpy(qkv, qkv_, sizeof(Low) * rows_ * 3 * size_.AD);
@@ -334,7 +337,8 @@ class Forward {
     }
 
     void allocate() {
-        const int64_t n = rows_, r = reads_, Hp = size_.Hp, AD = size_.AD;
+        // Products read whole tiles of rows, and what is beyond the last is not looked at.
+        const int64_t n = rows_ + ROWS, r = reads_ + ROWS, Hp = size_.Hp, AD = size_.AD;
         constexpr bool bytes = PRECISION == 2;
         in_ = {space_.x.at_least(n * Hp), low(space_.low, n * Hp), nullptr, nullptr, nullptr};
         read_ = {space_.read_x.at_least(r * Hp), low(space_.read_low, r * Hp), nullptr, nullptr, nullptr};
@@ -444,7 +448,7 @@ class Forward {
         const int units = Ep / PER;
         team_.each(me, int(first_blocks_.size()), [&](int number) {
             const Block& block = first_blocks_[number];
-            std::vector<Low> rounded(int64_t(block.rows) * Ep);
+            std::vector<Low> rounded(int64_t(block.rows + ROWS) * Ep);
             for (int64_t i = 0; i < int64_t(block.rows) * Ep; i += LANES)
                 store(rounded.data() + i, load(y_ + int64_t(block.row) * Ep + i));
             alignas(64) float c[ROWS * COLUMNS];
@@ -486,10 +490,10 @@ class Forward {
         attend(me, number, last);
 
         each_chunk(me, blocks, Hp / COLUMNS, [&](const Block& block, int from, int to) {
-            attention_out(me, number, block, from, to);
+            attention_out(me, number, rows, block, from, to);
         }, [&](const Block& block) {
             const TaskLayer* own = own_of(block, number);
-            add_norm(block, rows, own && own->attention_norm.weight ? own->attention_norm : weights.attention_norm,
+            normalise(block, rows, own && own->attention_norm.weight ? own->attention_norm : weights.attention_norm,
                      weights.bytes);
         });
 
@@ -503,11 +507,11 @@ class Forward {
         });
 
         each_chunk(me, ffn_blocks, Hp / COLUMNS, [&](const Block& block, int from, int to) {
-            ffn_out(me, number, block, from, to);
+            ffn_out(me, number, rows, block, from, to);
         }, [&](const Block& block) {
             const TaskLayer* own = own_of(block, number);
             const bool bytes = number + 1 < model_.layers && model_.layer[number + 1].bytes;
-            add_norm(block, rows, own->ffn_norm.weight ? own->ffn_norm : weights.ffn_norm, bytes);
+            normalise(block, rows, own->ffn_norm.weight ? own->ffn_norm : weights.ffn_norm, bytes);
         });
     }
 
@@ -538,39 +542,50 @@ class Forward {
         return {scratch, rank, (int(delta.rank) + PER - 1) / PER, delta.up};
     }
 
-    // One group of 64 outputs for all rows of a block: `out(row, j, x)` gets the 16 outputs from j on.
-    // `columns` is the first output as `scales`, `sums` and `side.up` count it.
-    template <class Out>
-    void group(const Rows& in, int64_t width, const Block& block, bool bytes,
-               const uint32_t* const* panels, int count, int units, const float* scales, const int32_t* sums,
-               const Side& side, int columns, Out out) {
-        alignas(64) float c[ROWS * COLUMNS];
-        const int parts = (block.rows + ROWS - 1) / ROWS;
-        const char* next = reinterpret_cast<const char*>(panels[0] + count * int64_t(units) * LANES);
-        const int64_t lines = count * int64_t(units);
-        for (int part = 0; part < parts; ++part) {
-            const int r = block.rows * part / parts, m = block.rows * (part + 1) / parts - r;
-            const int64_t row = block.row + r;
-            // Weights of the next group, mostly: they come from memory while these are multiplied.
-            for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
-                __builtin_prefetch(next + line * 64, 0, 2);
-            if (bytes) {
-                product<BYTES>(reinterpret_cast<const char*>(in.bytes + row * width), width, m, panels, count,
-                               units, c);
-                if (!side.rows) {
-                    dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
-                               [&](int i, int j, floats x) { out(row + i, j, x); });
-                    continue;
+    // One group of outputs for all rows of a block: `out(row, j, x)` gets the 16 outputs from j on, and
+    // writes them to `place` of the row. `columns` is the first output as `scales`, `sums` and
+    // `side.up` count it.
+    template <class To, class Out>
+    void group(const Rows& in, int64_t width, const Block& block, bool bytes, const uint32_t* const* panels,
+               int count, int units, const float* scales, const int32_t* sums, const Side& side, int columns,
+               To* place, int64_t stride, Out out) {
+        alignas(64) float products[CHUNK * ROWS * COLUMNS];
+        const char* a = bytes ? reinterpret_cast<const char*>(in.bytes) : reinterpret_cast<const char*>(in.low);
+        const int64_t lda = width * (bytes ? 1 : int64_t(sizeof(Low)));
+        const int parts = (block.rows + ROWS - 1) / ROWS, steps = std::max(1, (units + UNITS - 1) / UNITS);
+        for (int chunk = 0; chunk < parts; chunk += CHUNK) {
+            const int end = std::min(parts, chunk + CHUNK);
+            for (int step = 0; step < steps; ++step) {
+                const int u = units / LANES * step / steps * LANES;
+                const int some = (step + 1 < steps ? units / LANES * (step + 1) / steps * LANES : units) - u;
+                const uint32_t* at[PANELS];
+                for (int p = 0; p < count; ++p) at[p] = panels[p] + u * LANES;
+                for (int part = chunk; part < end; ++part) {
+                    const int r = part * ROWS, m = std::min(ROWS, block.rows - r);
+                    const int64_t row = block.row + r;
+                    float* c = products + (part - chunk) * ROWS * COLUMNS;
+                    if (step + 1 == steps) {
+                        // The rows are written to soon, and are elsewhere by now.
+                        for (int i = 0; i < m; ++i)
+                            for (int j = 0; j < count * LANES; j += 64 / int(sizeof(To)))
+                                __builtin_prefetch(place + (row + i) * stride + j, 1, 3);
+                    }
+                    if (bytes) product<BYTES>(a + row * lda + 4 * u, lda, m, at, count, some, c, step > 0);
+                    else product<LOW>(a + row * lda + 4 * u, lda, m, at, count, some, c, step > 0);
+                    if (step + 1 < steps) continue;
+                    if (bytes && !side.rows) {
+                        dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
+                                   [&](int i, int j, floats x) { out(row + i, j, x); });
+                        continue;
+                    }
+                    if (bytes)
+                        dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
+                                   [&](int i, int j, floats x) { store(c + i * COLUMNS + j, x); });
+                    beside(side, r, m, columns, count, c);
+                    for (int i = 0; i < m; ++i)
+                        for (int j = 0; j < count * LANES; j += LANES) out(row + i, j, load(c + i * COLUMNS + j));
                 }
-                dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
-                           [&](int i, int j, floats x) { store(c + i * COLUMNS + j, x); });
-            } else {
-                product<LOW>(reinterpret_cast<const char*>(in.low + row * width), sizeof(Low) * width, m, panels,
-                             count, units, c);
             }
-            beside(side, r, m, columns, count, c);
-            for (int i = 0; i < m; ++i)
-                for (int j = 0; j < count * LANES; j += LANES) out(row + i, j, load(c + i * COLUMNS + j));
         }
     }
 
@@ -664,14 +679,14 @@ class Forward {
                 }
                 const int64_t place = (ld == size_.AD ? 0 : part * size_.AD) + column;
                 group(in, Hp, block, weights.bytes, panels, count, units, scales, sums,
-                      own ? sides[part] : Side{}, column, [&](int64_t row, int j, floats x) {
+                      own ? sides[part] : Side{}, column, to + place, ld, [&](int64_t row, int j, floats x) {
                           store(to + row * ld + place + j, x + load(bias + j));
                       });
             }
         }, [](const Block&) {});
     }
 
-    void attention_out(int me, int number, const Block& block, int from, int to) {
+    void attention_out(int me, int number, const Rows& rows, const Block& block, int from, int to) {
         const LayerWeights& weights = model_.layer[number];
         const TaskLayer* own = own_of(block, number);
         const bool some = own && own->heads >= 0;
@@ -690,12 +705,13 @@ class Forward {
             for (int p = 0; p < PANELS; ++p)
                 panels[p] = weights.out.panels + (g * PANELS + p) * int64_t(units) * LANES;
             auto out = [&](int64_t row, int j, floats x) {
-                store(y_ + row * Hp + column + j, x + load(weights.out.bias + column + j));
+                float* to = rows.x + row * Hp + column + j;
+                store(to, load(to) + (x + load(weights.out.bias + column + j)));
             };
             if (!some) {
                 group(attended_, AD, block, weights.bytes, panels, PANELS, units,
                       weights.bytes ? weights.out.scales + column : nullptr,
-                      weights.bytes ? weights.out.sums + column : nullptr, side, column, out);
+                      weights.bytes ? weights.out.sums + column : nullptr, side, column, rows.x + column, Hp, out);
                 continue;
             }
             // Heads that are kept, one after the other: their inputs stand together in the rows.
@@ -754,7 +770,7 @@ class Forward {
             const uint32_t* panels[PANELS];
             for (int p = 0; p < PANELS; ++p) panels[p] = source + p * int64_t(units) * LANES;
             group(in, Hp, block, weights.bytes, panels, PANELS, units, scales, sums, side, column,
-                  [&](int64_t row, int j, floats x) {
+                  inner_.low + column, widest_, [&](int64_t row, int j, floats x) {
                       x = activate<ROUNDED>(x + load(bias + j), activation);
                       if (own.scales) x *= load(own.scales + column + j);
                       store(inner_.low + row * widest_ + column + j, x);
@@ -762,7 +778,7 @@ class Forward {
         }
     }
 
-    void ffn_out(int me, int number, const Block& block, int from, int to) {
+    void ffn_out(int me, int number, const Rows& rows, const Block& block, int from, int to) {
         const LayerWeights& weights = model_.layer[number];
         const TaskLayer& own = *own_of(block, number);
         const int Hp = size_.Hp, width = up(own.kept, 64), units = width / (weights.bytes ? 4 : PER);
@@ -786,8 +802,9 @@ class Forward {
             for (int p = 0; p < PANELS; ++p) panels[p] = source + p * int64_t(units) * LANES;
             group(inner_, widest_, block, weights.bytes, panels, PANELS, units,
                   weights.bytes ? weights.out_scales + column : nullptr, sums, side, column,
-                  [&](int64_t row, int j, floats x) {
-                      store(y_ + row * Hp + column + j, x + load(bias + column + j));
+                  rows.x + column, Hp, [&](int64_t row, int j, floats x) {
+                      float* to = rows.x + row * Hp + column + j;
+                      store(to, load(to) + (x + load(bias + column + j)));
                   });
         }
     }
@@ -932,17 +949,16 @@ class Forward {
     // A row in all forms that the next product wants.
     void round(Rows& rows, int64_t row, const float* x, int width, bool bytes) const {
         Low* low = rows.low + row * width;
-        for (int i = 0; i < width; i += LANES) store(low + i, load(x + i));
+        // Bytes are all that products of int8 want, but deltas are not quantized.
+        if (!bytes || rank_)
+            for (int i = 0; i < width; i += LANES) store(low + i, load(x + i));
         if (bytes) quantise(rows, row, x, width, width);
     }
 
-    // The rows' LayerNorm of `x + y`.
-    void add_norm(const Block& block, Rows& rows, const Norm& norm, bool bytes) {
+    void normalise(const Block& block, Rows& rows, const Norm& norm, bool bytes) {
         const int Hp = size_.Hp;
         for (int64_t r = block.row; r < block.row + block.rows; ++r) {
             float* x = rows.x + r * Hp;
-            const float* y = y_ + r * Hp;
-            for (int i = 0; i < Hp; i += LANES) store(x + i, load(x + i) + load(y + i));
             normalise(x, model_.hidden, Hp, norm);
             round(rows, r, x, Hp, bytes);
         }
@@ -1051,8 +1067,8 @@ template <Type T>
 void pack_ffn(const Model& model, const LayerWeights& layer, const uint16_t* neurons, int kept,
               uint32_t* in_panels, uint32_t* out_panels, int32_t* sums) {
     const int Hp = up(model.hidden, 64), per = Element<T>::per_unit;
-    for (int n = 0; n < kept; n += COLUMNS)
-        pack_in<T>(layer, Hp, neurons + n, std::min(COLUMNS, kept - n), in_panels + int64_t(n) * (Hp / per));
+    for (int n = 0; n < up(kept, 64); n += COLUMNS)
+        pack_in<T>(layer, Hp, neurons + n, std::clamp(kept - n, 0, COLUMNS), in_panels + int64_t(n) * (Hp / per));
     for (int g = 0; g < Hp / COLUMNS; ++g)
         pack_out<T>(layer, model.ffn, g, neurons, kept,
                     out_panels + int64_t(g) * COLUMNS * (up(kept, 64) / per), sums + g * COLUMNS);

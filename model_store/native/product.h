@@ -13,7 +13,13 @@
 namespace taskbone {
 
 constexpr int ROWS = 32;
-constexpr int PANELS = 4;                  // of one call
+// Panels and units of one call, and calls after one another with the same weights. AMX loads a tile of
+// weights for every 16 rows: they should stay in the first-level cache from one call to the next.
+#if defined(__AMX_TILE__)
+constexpr int PANELS = 2, UNITS = 192, CHUNK = 4;
+#else
+constexpr int PANELS = 4, UNITS = 1 << 20, CHUNK = 1;
+#endif
 constexpr int COLUMNS = PANELS * LANES;    // of the result `[ROWS][COLUMNS]`
 
 enum class Type { FLOAT, BF16, BYTE };
@@ -89,7 +95,9 @@ template <Type T>
 inline void by_vectors(const char* a, int64_t lda, int m, const uint32_t* const* panels, int count,
                        int units, float* c, bool add) {
 #if defined(__AVX512F__)
-    if (count == 4) return tiles<T, 4>(a, lda, m, panels, units, c, add);
+    if constexpr (PANELS == 4) {
+        if (count == 4) return tiles<T, 4>(a, lda, m, panels, units, c, add);
+    }
     if (count >= 2) {
         tiles<T, 2>(a, lda, m, panels, units, c, add);
         panels += 2, c += 2 * LANES, count -= 2;
@@ -109,37 +117,23 @@ struct alignas(64) TileShapes {
     uint8_t rows[16] = {};
 };
 
-inline thread_local int tiles_shaped_for = 0;
-
-// Tiles 0 to 3 are results, 4 and 5 rows, 6 and 7 weights.
-inline void shape_tiles(int m) {
-    if (m == tiles_shaped_for) return;
-    tiles_shaped_for = m;
-    const int lower = m > 16 ? m - m / 2 : m, upper = m > 16 ? m / 2 : 16;
-    TileShapes shapes;
-    const int rows[8] = {lower, lower, upper, upper, lower, upper, 16, 16};
-    for (int t = 0; t < 8; ++t) shapes.bytes[t] = 64, shapes.rows[t] = uint8_t(rows[t]);
-    _tile_loadconfig(&shapes);
-}
-
 #define TASKBONE_DOT(c, a, b)                                     \
     if constexpr (T == Type::BF16) _tile_dpbf16ps(c, a, b);       \
     else _tile_dpbusd(c, a, b)
 
-// `units` is a multiple of 16.
+// `units` is a multiple of 16. All 16 rows of a tile are read and all ROWS of `c` may be written: shaping
+// tiles anew for the rows that there are would take longer than the spare rows do.
 template <Type T>
 inline void by_tiles(const char* a, int64_t lda, int m, const uint32_t* const* panels, int count,
                      int units, float* c, bool add) {
-    shape_tiles(m);
     constexpr int ldc = COLUMNS * 4;
     const bool two_rows = m > 16;
-    const int lower = two_rows ? m - m / 2 : m;
-    const char* a1 = a + lower * lda;
+    const char* a1 = a + 16 * lda;
     for (int p = 0; p < count; p += 2) {
         const uint32_t* b0 = panels[p];
         const uint32_t* b1 = p + 1 < count ? panels[p + 1] : nullptr;
         float* c0 = c + p * LANES;
-        float* c1 = c0 + lower * COLUMNS;
+        float* c1 = c0 + 16 * COLUMNS;
         if (add) {
             _tile_loadd(0, c0, ldc);
             if (b1) _tile_loadd(1, c0 + LANES, ldc);
@@ -187,15 +181,24 @@ inline void by_tiles(const char* a, int64_t lda, int m, const uint32_t* const* p
 #undef TASKBONE_DOT
 #endif
 
-// Other libraries shape a thread's tiles too: a forward finds nothing, and leaves nothing behind.
-inline void release_tiles() {
+// A thread's tiles are ours from `open_tiles` to `close_tiles`: tiles 0 to 3 are results, 4 and 5 rows,
+// 6 and 7 weights.
+inline void open_tiles() {
 #if defined(__AMX_TILE__)
-    tiles_shaped_for = 0;
+    TileShapes shapes;
+    for (int t = 0; t < 8; ++t) shapes.bytes[t] = 64, shapes.rows[t] = 16;
+    _tile_loadconfig(&shapes);
+#endif
+}
+
+inline void close_tiles() {
+#if defined(__AMX_TILE__)
     _tile_release();
 #endif
 }
 
-// `c[m][count * 16] (+)= a[m][units] x panels[count][units]`; `c` has COLUMNS floats a row.
+// `c[m][count * 16] (+)= a[m][units] x panels[count][units]`; `c` is `[ROWS][COLUMNS]`, and ROWS rows of
+// `a` can be read.
 template <Type T>
 inline void product(const char* a, int64_t lda, int m, const uint32_t* const* panels, int count,
                     int units, float* c, bool add = false) {
