@@ -588,7 +588,7 @@ class NativeBackend:
 
     def _spread(self, rows: Tensor) -> Tensor:
         """Rows `[a d, ...]` of heads with each head's width filled up: `[a dp, ...]`."""
-        heads = rows.reshape(-1, self._width, *rows.shape[1:])
+        heads = rows.reshape(len(rows) // self._width, self._width, *rows.shape[1:])
         return _tall(heads.transpose(0, 1), self._padded).transpose(0, 1).flatten(0, 1)
 
     def _pointer(self, tensor: Tensor) -> int:
@@ -630,7 +630,8 @@ def _panels(weight: Tensor, dtype: torch.dtype, outputs: int) -> Tensor:
     """
     per_unit = 4 // dtype.itemsize
     weight = _wide(_tall(weight, _up(len(weight), outputs)), _up(weight.shape[1], per_unit))
-    units = weight.to(dtype).view(len(weight) // LANES, LANES, -1, per_unit)
+    shape = len(weight) // LANES, LANES, weight.shape[1] // per_unit, per_unit
+    units = weight.to(dtype).view(shape)
     return units.transpose(1, 2).contiguous()
 
 
