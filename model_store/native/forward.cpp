@@ -952,13 +952,15 @@ class Forward {
     template <class Source>
     void quantise(Rows& rows, int64_t row, const Source* x, int width, int64_t stride) const {
         if constexpr (PRECISION == 2) {
-            floats low = {}, high = {};
+            floats low = {}, high = {}, lost = {};
             for (int i = 0; i < width; i += LANES) {
                 const floats v = load(x + i);
                 low = smaller(low, v), high = larger(high, v);
+                lost += v * 0.0f;
             }
             const float bottom = -maximum(-low), top = maximum(high);
-            const float scale = std::max(top - bottom, 1e-30f) / 255.0f, inverse = 1.0f / scale;
+            // A byte cannot say that it is no number: the row's factor does.
+            const float scale = std::max(top - bottom, 1e-30f) / 255.0f + sum(lost), inverse = 1.0f / scale;
             const float zero = std::nearbyint(-bottom * inverse);
             rows.scales[row] = scale, rows.zeros[row] = zero;
             uint8_t* to = rows.bytes + row * stride;
