@@ -296,22 +296,9 @@ class NativeBackend:
                 (encoding.token_types for encoding in encodings),
             )
         )
-        config = self.config
-        longest = max(
-            length + plans[segment].prompt_tokens
-            for length, segment in zip(lengths, segments, strict=True)
-        )
-        # What is beyond a table would be read all the same.
-        for what, number, limit in (
-            ("token", tokens.max(), config.vocabulary - 1),
-            ("token type", types.max(), max(0, config.token_types - 1)),
-            ("length", longest, config.max_tokens),
-        ):
-            if number > limit:
-                raise ValueError(f"{what} {number} given; the backbone has {limit} at most")
-        numbers = np.array(
-            [lengths, [encoding.mask for encoding in encodings], segments], dtype=np.int32
-        )
+        masks = [encoding.mask for encoding in encodings]
+        numbers = np.array([lengths, masks, segments], dtype=np.int32)
+        self._check(tokens, types, numbers, plans)
         classes = [plans[segment].classes for segment in segments]
         probabilities = np.empty(sum(classes), dtype=np.float32)
         read = None
@@ -342,6 +329,29 @@ class NativeBackend:
             answers[position] = probabilities[at : at + plan.classes]
             at += plan.classes
         return answers
+
+    def _check(
+        self,
+        tokens: NDArray[Any],
+        types: NDArray[Any],
+        numbers: NDArray[Any],
+        plans: Sequence[NativePlan],
+    ) -> None:
+        """Raise `ValueError` for what is beyond a table: it would be read all the same."""
+        config, (lengths, masks, segments) = self.config, numbers
+        prompts = np.array([plan.prompt_tokens for plan in plans], dtype=np.int32)
+        for what, given, limit in (
+            ("token", tokens, config.vocabulary),
+            ("token type", types, max(1, config.token_types)),
+            ("length", lengths - 1, config.max_tokens - prompts[segments]),
+            ("mask", masks, lengths),
+        ):
+            # Of unsigned numbers, the negative ones are too large as well.
+            wrong = given.view(np.uint32) >= limit
+            if wrong.any():
+                at = int(wrong.argmax())
+                number = given[at] + (what == "length")
+                raise ValueError(f"{what} {number} given: that is outside what the backbone has")
 
     def _verbalize(self, read: NDArray[Any], rows: tuple[Tensor, Tensor]) -> NDArray[Any]:
         x = torch.from_numpy(read)[None]
