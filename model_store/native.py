@@ -155,6 +155,9 @@ class _Batch(Structure):
     ]
 
 
+_STRUCTURES = (_Norm, _Linear, _LayerWeights, _Model, _Delta, _TaskLayer, _Task, _Batch)
+
+
 def builds() -> list[Build]:
     """The builds that are installed and that this process can run, best first."""
     have = torch.cpu.get_capabilities()
@@ -180,6 +183,9 @@ def load(build: Build) -> ctypes.CDLL:
     if path is None:
         raise OSError(f"the native forward was not built for {build}: install with a C++ compiler")
     library = ctypes.CDLL(str(path))
+    sizes = [ctypes.sizeof(structure) for structure in _STRUCTURES]
+    if list((c_int32 * len(sizes)).in_dll(library, "taskbone_sizes")) != sizes:
+        raise OSError(f"the native forward for {build} was built from other sources: install again")
     library.taskbone_runner.restype = c_void_p
     library.taskbone_runner_free.argtypes = [c_void_p]
     library.taskbone_forward.argtypes = [c_void_p, c_void_p, c_void_p]

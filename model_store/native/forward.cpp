@@ -1068,6 +1068,12 @@ using namespace taskbone;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// Of the structures that Python hands over, in order: it has the same, or was not built with these.
+EXPORT const int32_t taskbone_sizes[] = {
+    sizeof(Norm), sizeof(Linear), sizeof(LayerWeights), sizeof(Model),
+    sizeof(Delta), sizeof(TaskLayer), sizeof(Task), sizeof(Batch),
+};
+
 // Ask the kernel for what this build needs; 0 where it has it.
 EXPORT int taskbone_prepare() {
 #if defined(__AMX_TILE__)
