@@ -128,7 +128,8 @@ def test_a_task_asked_once_pushes_out_none_that_is_asked_often(make: Make) -> No
 
 def test_what_is_ready_leaves_its_room_to_what_is_warm(make: Make) -> None:
     cache = make(budget=550, **{task: {task: 10, f"{task} warm": 10} for task in "abcde"})
-    cache.backend.ready = {task: {f"{task} ready": 90} for task in "abcde"}
+    ready: dict[str, Parts] = {task: {f"{task} ready": 90} for task in "abcde"}
+    cache.backend.ready = ready
     assert cache.settle(*"abcde") == 5, "20 bytes more for each, of 100 that are left"
 
 
@@ -247,8 +248,9 @@ def test_the_budget_holds_and_every_byte_is_accounted_for(
     budget: int,
     asked: list[str],
 ) -> None:
+    first: dict[str, Parts] = {task: {task: size} for task, size in ready.items()}
     cache = Cache(
-        {task: {task: size} for task, size in ready.items()},
+        first,
         {
             task: {name: int(name[1:]) for name in shared} | {f"{task} warm": own}
             for task, (shared, own) in more.items()
