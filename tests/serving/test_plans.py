@@ -230,7 +230,7 @@ def test_close_ends_the_thread_and_whoever_waits_for_it(make: Make) -> None:
 
 
 TASKS = "abcdef"
-sizes = st.fixed_dictionaries({task: st.integers(1, 60) for task in TASKS})
+ready_sizes = st.fixed_dictionaries({task: st.integers(1, 60) for task in TASKS})
 parts = st.fixed_dictionaries(
     {
         # What tasks have in common has one size; what is a task's own is named after it.
@@ -241,7 +241,7 @@ parts = st.fixed_dictionaries(
 
 
 @settings(deadline=None, max_examples=150)
-@given(sizes, parts, st.integers(20, 400), st.lists(st.sampled_from(TASKS), max_size=50))
+@given(ready_sizes, parts, st.integers(20, 400), st.lists(st.sampled_from(TASKS), max_size=50))
 def test_the_budget_holds_and_every_byte_is_accounted_for(
     ready: dict[str, int],
     more: dict[str, tuple[set[str], int]],
@@ -249,14 +249,11 @@ def test_the_budget_holds_and_every_byte_is_accounted_for(
     asked: list[str],
 ) -> None:
     first: dict[str, Parts] = {task: {task: size} for task, size in ready.items()}
-    cache = Cache(
-        first,
-        {
-            task: {name: int(name[1:]) for name in shared} | {f"{task} warm": own}
-            for task, (shared, own) in more.items()
-        },
-        budget,
-    )
+    besides: dict[str, Parts] = {}
+    for task, (shared, own) in more.items():
+        sizes: dict[Hashable, int] = {name: int(name[1:]) for name in shared}
+        besides[task] = {**sizes, f"{task} warm": own}
+    cache = Cache(first, besides, budget)
     try:
         for number, task in enumerate(asked):
             was_warm = bool(cache.warm([task]))
