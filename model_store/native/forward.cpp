@@ -361,7 +361,7 @@ class Forward {
             own_.push_back(lay_out(own.data));
         }
         const size_t counters = 1 + std::max({blocks_.size(), ffn_blocks_.size(), read_blocks_.size(),
-                                              read_ffn_blocks_.size(), sequences_.size()});
+                                              read_ffn_blocks_.size(), first_blocks_.size(), sequences_.size()});
         if (space_.done.size() < counters) space_.done = std::vector<std::atomic<int>>(2 * counters);
     }
 
