@@ -283,8 +283,9 @@ class NativeBackend:
 
     @staticmethod
     def supports(config: EncoderConfig) -> bool:
-        """Whether neurons can be counted in 16 bits, and a head is no wider than its kernels."""
-        return config.ffn < 1 << 16 and config.hidden // config.heads <= 128
+        """Whether neurons can be counted in 16 bits, and widths are not beyond the kernels'."""
+        small = config.ffn < 1 << 16 and config.hidden <= 4096
+        return small and config.hidden // config.heads <= 128
 
     # -- The forward ------------------------------------------------------------------------------
 
