@@ -194,8 +194,8 @@ def test_a_backbone_that_the_native_forward_cannot_run_is_served_by_torch(
 ) -> None:
     config = tiny[1].config
     assert NativeBackend.supports(config)
-    assert not NativeBackend.supports(config.model_copy(update={"ffn": 1 << 16}))
-    assert not NativeBackend.supports(config.model_copy(update={"hidden": 258, "heads": 2}))
+    for wide in ({"ffn": 1 << 16}, {"hidden": 258, "heads": 2}, {"hidden": 4160, "heads": 65}):
+        assert not NativeBackend.supports(config.model_copy(update=wide))
     monkeypatch.setattr(NativeBackend, "supports", lambda config: False)
     for precision in ("fp32", "bf16"):
         assert isinstance(_choose(tiny[1], precision=precision), TorchBackend)

@@ -8,6 +8,7 @@ threads or the state of a plan must not matter.
 import dataclasses
 import gc
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from model_store.backbone import Backbone, EncoderConfig
 from model_store.backend import TorchBackend
 from model_store.manifest import LinearHead as LinearHeadRecord
 from model_store.manifest import Manifest, Prompt, VerbalizerHead
-from model_store.native import Build, NativeBackend, Precision, builds, load
+from model_store.native import Build, NativeBackend, NativePlan, Precision, builds, load
 from model_store.packing import Item, Read
 from model_store.plan import LinearHead
 from model_store.tokenization import Encoding
@@ -387,6 +388,61 @@ def test_an_answer_depends_on_its_own_input_and_task_alone(
     assert _same(backend.answer(items, mixed), alone)
     assert _same(native_of("bert", build, precision, threads).answer(items, mixed), alone)
     assert _same(backend.answer(items[::-1], plans), alone[::-1])
+
+
+@pytest.mark.parametrize("threads", [3, 8])
+@pytest.mark.parametrize(("build", "precision"), KINDS)
+def test_few_short_sequences_are_shared_by_many_threads(
+    backbones: Backbones, native_of: NativeOf, build: Build, precision: Precision, threads: int
+) -> None:
+    """More threads than rows, tasks or processors, and work cut into the smallest pieces."""
+    backend, config = native_of("bert", build, precision), backbones("bert").config
+    many = native_of("bert", build, precision, threads)
+    for kinds in ([{}] * 3, [{}], [{"prompt": 0}, ALL], [{"prompt": 17, "read": "cls"}, {}]):
+        plans = [backend.warm(backend.plan(_overlay(config, **kind))) for kind in kinds]
+        items = [Item(_encoding(config, 2 + 9 * s), s) for s in range(len(plans))]
+        assert _same(many.answer(items, plans), backend.answer(items, plans))
+
+
+@pytest.mark.parametrize(("build", "precision"), KINDS)
+def test_plans_are_made_and_warmed_while_others_answer(
+    backbones: Backbones, native_of: NativeOf, build: Build, precision: Precision
+) -> None:
+    backend, config = native_of("bert", build, precision, 2), backbones("bert").config
+    overlays = [_overlay(config, seed=seed, **(ALL if seed % 2 else {})) for seed in range(6)]
+    plans = [backend.plan(overlay) for overlay in overlays]
+    items = [Item(_encoding(config, 3 + number), number % 6) for number in range(12)]
+    before = backend.answer(items, plans)
+    warmed: list[list[NativePlan]] = []
+
+    def warm() -> None:
+        for _ in range(20):
+            warmed.append([backend.warm(backend.plan(overlay)) for overlay in overlays])
+
+    thread = threading.Thread(target=warm)
+    thread.start()
+    while thread.is_alive():
+        assert _same(backend.answer(items, plans), before)
+    thread.join()
+    assert len(warmed) == 20
+    for some in warmed[::5]:
+        assert _same(backend.answer(items, some), before)
+
+
+@pytest.mark.parametrize(("build", "precision"), KINDS)
+def test_another_library_may_use_the_processors_tiles_in_between(
+    backbones: Backbones, native_of: NativeOf, build: Build, precision: Precision
+) -> None:
+    """torch shapes them as well, in this very thread."""
+    backend, backbone = native_of("usual heads", build, precision), backbones("usual heads")
+    plan = backend.plan(_overlay(backbone.config))
+    items = [Item(_encoding(backbone.config, 40), 0)]
+    before = backend.answer(items, [plan])
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    product = x @ x
+    for _ in range(3):
+        assert _same(backend.answer(items, [plan]), before)
+        assert torch.equal(x @ x, product)
 
 
 @pytest.mark.parametrize("name", ["usual heads", "odd electra", "one layer"])
