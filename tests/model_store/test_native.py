@@ -398,7 +398,13 @@ def test_few_short_sequences_are_shared_by_many_threads(
     """More threads than rows, tasks or processors, and work cut into the smallest pieces."""
     backend, config = native_of("bert", build, precision), backbones("bert").config
     many = native_of("bert", build, precision, threads)
-    for kinds in ([{}] * 3, [{}], [{"prompt": 0}, ALL], [{"prompt": 17, "read": "cls"}, {}]):
+    few: list[list[dict[str, Any]]] = [
+        [{}] * 3,
+        [{}],
+        [{"prompt": 0}, ALL],
+        [{"prompt": 17, "read": "cls"}, {}],
+    ]
+    for kinds in few:
         plans = [backend.warm(backend.plan(_overlay(config, **kind))) for kind in kinds]
         items = [Item(_encoding(config, 2 + 9 * s), s) for s in range(len(plans))]
         assert _same(many.answer(items, plans), backend.answer(items, plans))
