@@ -659,17 +659,26 @@ def test_a_build_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -
             load(build)
 
 
-def test_a_build_that_the_processor_cannot_run_is_not_offered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(native, "_path", lambda build: Path("there"))
+def test_a_build_that_cannot_run_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor lacks something, the build is missing, or the kernel gives no leave."""
+    missing: set[Build] = set()
+
+    def find(build: Build) -> None:
+        if build in missing:
+            raise OSError("not there")
+
+    monkeypatch.setattr(native, "load", find)
     have = {"avx2": True, "fma3": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: have)
     assert builds() == ["avx2"]
     have |= dict.fromkeys(native.NEEDS["avx512"], True)
     assert builds() == ["avx512", "avx2"]
-    have["avx512_bf16"] = False
-    assert builds() == ["avx2"]
+    have |= dict.fromkeys(native.NEEDS["amx"], True)
+    assert builds() == ["amx", "avx512", "avx2"]
+    missing.add("avx512")
+    assert builds() == ["amx", "avx2"]
+    have["avx2"] = False
+    assert builds() == ["amx"]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
     assert builds() == []
 
