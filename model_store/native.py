@@ -184,7 +184,11 @@ def load(build: Build) -> ctypes.CDLL:
         raise OSError(f"the native forward was not built for {build}: install with a C++ compiler")
     library = ctypes.CDLL(str(path))
     sizes = [ctypes.sizeof(structure) for structure in _STRUCTURES]
-    if list((c_int32 * len(sizes)).in_dll(library, "taskbone_sizes")) != sizes:
+    try:
+        built = list((c_int32 * len(sizes)).in_dll(library, "taskbone_sizes"))
+    except ValueError:  # there is no such name
+        built = []
+    if built != sizes:
         raise OSError(f"the native forward for {build} was built from other sources: install again")
     library.taskbone_runner.restype = c_void_p
     library.taskbone_runner_free.argtypes = [c_void_p]

@@ -5,6 +5,7 @@ that the precision allows; and of the native forward with itself, bit for bit, w
 threads or the state of a plan must not matter.
 """
 
+import ctypes.util
 import dataclasses
 import gc
 import itertools
@@ -652,11 +653,18 @@ def test_a_build_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -
     for build in builds():
         load.cache_clear()
         assert load(build)
+    there = builds()
     monkeypatch.setattr(native, "_STRUCTURES", (*native._STRUCTURES[:-1], native._Task))
     load.cache_clear()
-    for build in builds():
+    for build in there:
         with pytest.raises(OSError, match=f"for {build} was built from other sources"):
             load(build)
+    if ctypes.util.find_library("m"):
+        library = str(ctypes.util.find_library("m"))
+        monkeypatch.setattr(native, "_path", lambda build: library)
+        with pytest.raises(OSError, match="for avx2 was built from other sources"):
+            load("avx2")
+    assert builds() == []
 
 
 def test_a_build_that_cannot_run_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
