@@ -155,6 +155,9 @@ class _Batch(Structure):
     ]
 
 
+_STRUCTURES = (_Norm, _Linear, _LayerWeights, _Model, _Delta, _TaskLayer, _Task, _Batch)
+
+
 def builds() -> list[Build]:
     """The builds that are installed and that this process can run, best first."""
     have = torch.cpu.get_capabilities()
@@ -180,6 +183,13 @@ def load(build: Build) -> ctypes.CDLL:
     if path is None:
         raise OSError(f"the native forward was not built for {build}: install with a C++ compiler")
     library = ctypes.CDLL(str(path))
+    sizes = [ctypes.sizeof(structure) for structure in _STRUCTURES]
+    try:
+        built = list((c_int32 * len(sizes)).in_dll(library, "taskbone_sizes"))
+    except ValueError:  # there is no such name
+        built = []
+    if built != sizes:
+        raise OSError(f"the native forward for {build} was built from other sources: install again")
     library.taskbone_runner.restype = c_void_p
     library.taskbone_runner_free.argtypes = [c_void_p]
     library.taskbone_forward.argtypes = [c_void_p, c_void_p, c_void_p]
@@ -277,8 +287,9 @@ class NativeBackend:
 
     @staticmethod
     def supports(config: EncoderConfig) -> bool:
-        """Whether neurons can be counted in 16 bits, and a head is no wider than its kernels."""
-        return config.ffn < 1 << 16 and config.hidden // config.heads <= 128
+        """Whether neurons can be counted in 16 bits, and widths are not beyond the kernels'."""
+        small = config.ffn < 1 << 16 and config.hidden <= 4096
+        return small and config.hidden // config.heads <= 128
 
     # -- The forward ------------------------------------------------------------------------------
 
@@ -296,22 +307,9 @@ class NativeBackend:
                 (encoding.token_types for encoding in encodings),
             )
         )
-        config = self.config
-        longest = max(
-            length + plans[segment].prompt_tokens
-            for length, segment in zip(lengths, segments, strict=True)
-        )
-        # What is beyond a table would be read all the same.
-        for what, number, limit in (
-            ("token", tokens.max(), config.vocabulary - 1),
-            ("token type", types.max(), max(0, config.token_types - 1)),
-            ("length", longest, config.max_tokens),
-        ):
-            if number > limit:
-                raise ValueError(f"{what} {number} given; the backbone has {limit} at most")
-        numbers = np.array(
-            [lengths, [encoding.mask for encoding in encodings], segments], dtype=np.int32
-        )
+        masks = [encoding.mask for encoding in encodings]
+        numbers = np.array([lengths, masks, segments], dtype=np.int32)
+        self._check(tokens, types, numbers, plans)
         classes = [plans[segment].classes for segment in segments]
         probabilities = np.empty(sum(classes), dtype=np.float32)
         read = None
@@ -342,6 +340,29 @@ class NativeBackend:
             answers[position] = probabilities[at : at + plan.classes]
             at += plan.classes
         return answers
+
+    def _check(
+        self,
+        tokens: NDArray[Any],
+        types: NDArray[Any],
+        numbers: NDArray[Any],
+        plans: Sequence[NativePlan],
+    ) -> None:
+        """Raise `ValueError` for what is beyond a table: it would be read all the same."""
+        config, (lengths, masks, segments) = self.config, numbers
+        prompts = np.array([plan.prompt_tokens for plan in plans], dtype=np.int32)
+        for what, given, limit in (
+            ("token", tokens, config.vocabulary),
+            ("token type", types, max(1, config.token_types)),
+            ("length", lengths - 1, config.max_tokens - prompts[segments]),
+            ("mask", masks, lengths),
+        ):
+            # Of unsigned numbers, the negative ones are too large as well.
+            wrong = given.view(np.uint32) >= limit
+            if wrong.any():
+                at = int(wrong.argmax())
+                number = given[at] + (what == "length")
+                raise ValueError(f"{what} {number} given: that is outside what the backbone has")
 
     def _verbalize(self, read: NDArray[Any], rows: tuple[Tensor, Tensor]) -> NDArray[Any]:
         x = torch.from_numpy(read)[None]
@@ -588,7 +609,7 @@ class NativeBackend:
 
     def _spread(self, rows: Tensor) -> Tensor:
         """Rows `[a d, ...]` of heads with each head's width filled up: `[a dp, ...]`."""
-        heads = rows.reshape(-1, self._width, *rows.shape[1:])
+        heads = rows.reshape(len(rows) // self._width, self._width, *rows.shape[1:])
         return _tall(heads.transpose(0, 1), self._padded).transpose(0, 1).flatten(0, 1)
 
     def _pointer(self, tensor: Tensor) -> int:
@@ -630,7 +651,8 @@ def _panels(weight: Tensor, dtype: torch.dtype, outputs: int) -> Tensor:
     """
     per_unit = 4 // dtype.itemsize
     weight = _wide(_tall(weight, _up(len(weight), outputs)), _up(weight.shape[1], per_unit))
-    units = weight.to(dtype).view(len(weight) // LANES, LANES, -1, per_unit)
+    shape = len(weight) // LANES, LANES, weight.shape[1] // per_unit, per_unit
+    units = weight.to(dtype).view(shape)
     return units.transpose(1, 2).contiguous()
 
 

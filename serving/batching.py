@@ -30,6 +30,8 @@ class FairQueue(Generic[Work]):
     tokens: int = 0
     """Of all that wait."""
     _waiting: OrderedDict[str, deque[Waiting[Work]]] = field(default_factory=OrderedDict)
+    _turn: int = 0
+    """Tokens that the first task has taken in its turn, which a small batch may have cut short."""
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -41,6 +43,7 @@ class FairQueue(Generic[Work]):
 
     def drop(self, unwanted: Callable[[Work], bool]) -> None:
         """Remove every sequence whose work is unwanted."""
+        first = next(iter(self._waiting), None)
         for task, queue in list(self._waiting.items()):
             kept = deque(waiting for waiting in queue if not unwanted(waiting.work))
             self.tokens -= sum(w.tokens for w in queue) - sum(w.tokens for w in kept)
@@ -48,6 +51,8 @@ class FairQueue(Generic[Work]):
                 self._waiting[task] = kept
             else:
                 del self._waiting[task]
+        if first not in self._waiting:
+            self._turn = 0
 
     def take(self, budget: int) -> list[Waiting[Work]]:
         """Remove and return the next batch: at most `budget` tokens, but one sequence at least.
@@ -58,15 +63,15 @@ class FairQueue(Generic[Work]):
         used = 0
         while self._waiting:
             task, queue = next(iter(self._waiting.items()))
-            turn = 0
-            while queue and turn < TURN_TOKENS:
+            while queue and self._turn < TURN_TOKENS:
                 if taken and used + queue[0].tokens > budget:
                     self.tokens -= used
                     return taken
                 waiting = queue.popleft()
                 taken.append(waiting)
-                turn += waiting.tokens
+                self._turn += waiting.tokens
                 used += waiting.tokens
+            self._turn = 0
             del self._waiting[task]
             if queue:
                 self._waiting[task] = queue

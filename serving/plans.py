@@ -56,8 +56,11 @@ class PlanCache(Generic[P]):
         self._asked: Counter[str] = Counter()
         self._lookups = 0
         self._wanted: deque[str] = deque()
+        self._given_up: set[str] = set()  # too large, or failed; while they are ready
+        self._more = 0  # bytes that the last warm plan has beyond the ready one
         self._parts: dict[Hashable, tuple[int, int]] = {}  # bytes, and how many plans have it
-        self._busy = self._closing = False
+        self._making = ""  # digest of what the thread makes warm now
+        self._closing = False
         self.bytes = 0
         self._thread = threading.Thread(target=self._run, name="taskbone-plans", daemon=True)
         self._thread.start()
@@ -89,7 +92,7 @@ class PlanCache(Generic[P]):
     def settle(self) -> int:
         """Wait until every plan that is to be warm is; gives how many are."""
         with self._lock:
-            self._lock.wait_for(lambda: not self._wanted and not self._busy)
+            self._lock.wait_for(lambda: self._closing or not (self._wanted or self._making))
             return len(self._warm)
 
     def close(self) -> None:
@@ -107,37 +110,40 @@ class PlanCache(Generic[P]):
 
     def _want(self, digest: str) -> None:
         """Have the plan warmed where there is room, or others are asked less."""
-        if digest in self._wanted:
+        if digest in self._wanted or digest in self._given_up or digest == self._making:
             return
-        # Room for one as large as the others are on average.
-        room = self.bytes + self.bytes // max(1, len(self._warm)) <= self._budget
-        if room or self._asked[digest] > self._asked[next(iter(self._warm), digest)]:
+        room = self.bytes + self._more <= self._budget
+        if room or self._asked[digest] > self._asked[next(iter(self._warm), "")]:
             self._wanted.append(digest)
             self._lock.notify_all()
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                self._busy = False
+                self._making = ""
                 self._lock.notify_all()
                 self._lock.wait_for(lambda: self._wanted or self._closing)
                 if self._closing:
                     return
                 digest = self._wanted.popleft()
                 ready = self._ready.get(digest)
-                self._busy = True
+                self._making = digest
             if ready is None:
                 continue
             try:
                 self._make_warm(digest, ready)
             except Exception:
+                self._give_up(digest)
                 logger.exception("a plan could not be made warm; it answers as it is")
 
     def _make_warm(self, digest: str, ready: P) -> None:
         started = time.perf_counter()
         plan = self._backend.warm(ready)
-        if sum(plan.parts.values()) > self._budget:
-            return  # alone it is too large
+        size = sum(plan.parts.values())
+        if size > self._budget:
+            self._give_up(digest)
+            return
+        self._more = size - sum(ready.parts.values())
         with self._lock:
             if self._ready.get(digest) is not ready:
                 return
@@ -145,6 +151,12 @@ class PlanCache(Generic[P]):
             self._add(plan)
             self._make_room()
         self._observer.plan_built(time.perf_counter() - started)
+
+    def _give_up(self, digest: str) -> None:
+        """Do not try again at every request."""
+        with self._lock:
+            if digest in self._ready:
+                self._given_up.add(digest)
 
     def _make_room(self) -> None:
         """Let go of what was not used for longest: what makes plans warm first, then plans."""
@@ -155,6 +167,7 @@ class PlanCache(Generic[P]):
         while self.bytes > self._budget and len(self._ready) > 1:
             digest, ready = self._ready.popitem(last=False)
             self._remove(ready)
+            self._given_up.discard(digest)
             if warm_too := self._warm.pop(digest, None):
                 self._remove(warm_too)
                 self._observer.plan_evicted()

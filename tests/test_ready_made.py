@@ -4,6 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,12 +16,14 @@ from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.encoder import Encoder
 from model_store.manifest import Manifest, read_header
+from model_store.native import NativeBackend, Precision, builds
 from model_store.ops import TorchOps
 from model_store.ops_onednn import OneDnnOps
 from model_store.packing import Item, Layout, pack
 from model_store.plan import LinearHead
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
+from serving.service import GOLDEN_TOLERANCE
 from tests.overlays import random_overlay
 from tests.reference import transformers_hidden, unpacked
 
@@ -28,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(OVERLAYS.glob("*.safetensors"))
 MAX_LOSS = 2.5
 """Points of accuracy on the test rows below the whole network that was trained the same way."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 TEXTS = ["A warm and clever film.", "what?", "Please send me a new card. " * 30]
 
 
@@ -83,6 +87,31 @@ def test_golden_inputs_hold_in_fp32_and_in_the_servers_precision(
     artifact.compare_golden(overlay.manifest, given, expected, 0.06)
 
 
+def test_golden_inputs_hold_in_every_precision_of_the_native_forward(minilm: Backbone) -> None:
+    """All tasks at once, as the server has them, and in the tolerance that it has."""
+    if not builds():
+        pytest.skip("no native forward was built for this processor")
+    overlays = [artifact.read(f.read_bytes(), minilm.config, minilm.fingerprint) for f in FILES]
+    texts = [
+        InputEncoder(minilm.tokenizer, minilm.config, one.template, one.max_tokens)
+        for one in _manifests()
+    ]
+    items = [
+        Item(encoding, segment)
+        for segment, manifest in enumerate(_manifests())
+        for encoding in texts[segment].encode([golden.input for golden in manifest.golden])
+    ]
+    for precision in PRECISIONS if builds()[0] != "avx2" else PRECISIONS[:1]:
+        backend = NativeBackend(minilm.config, minilm.tensors, precision, threads=1)
+        rows = backend.answer(items, [backend.plan(overlay) for overlay in overlays])
+        for segment, manifest in enumerate(_manifests()):
+            mine = [row for row, item in zip(rows, items, strict=True) if item.segment == segment]
+            expected = torch.tensor([golden.scores for golden in manifest.golden])
+            given = torch.from_numpy(np.stack(mine))
+            tolerance = GOLDEN_TOLERANCE[precision]
+            artifact.compare_golden(manifest, given, expected, tolerance)
+
+
 @pytest.mark.parametrize("without_heads", [0, 3, 5])
 def test_layers_of_its_own_hold_in_fp32_and_in_the_servers_precision(
     minilm: Backbone, without_heads: int
@@ -99,6 +128,15 @@ def test_layers_of_its_own_hold_in_fp32_and_in_the_servers_precision(
     packed = Encoder(minilm.config, minilm.tensors, OneDnnOps())
     given = artifact.probabilities(packed, minilm, overlay, TEXTS)
     torch.testing.assert_close(given, expected, atol=0.02, rtol=0)
+    if not builds():
+        pytest.skip("no native forward was built for this processor")
+    texts = InputEncoder(minilm.tokenizer, minilm.config, ["{text}"], overlay.manifest.max_tokens)
+    items = [Item(encoding, 0) for encoding in texts.encode(TEXTS)]
+    tolerances = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.05}
+    for precision in PRECISIONS if builds()[0] != "avx2" else PRECISIONS[:1]:
+        backend = NativeBackend(minilm.config, minilm.tensors, precision, threads=1)
+        rows = torch.from_numpy(np.stack(backend.answer(items, [backend.plan(overlay)])))
+        torch.testing.assert_close(rows, expected, atol=tolerances[precision], rtol=0)
 
 
 def test_preparing_again_changes_nothing(tmp_path: Path) -> None:

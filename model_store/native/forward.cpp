@@ -365,7 +365,7 @@ class Forward {
             own_.push_back(lay_out(own.data));
         }
         const size_t counters = 1 + std::max({blocks_.size(), ffn_blocks_.size(), read_blocks_.size(),
-                                              read_ffn_blocks_.size(), sequences_.size()});
+                                              read_ffn_blocks_.size(), first_blocks_.size(), sequences_.size()});
         if (space_.done.size() < counters) space_.done = std::vector<std::atomic<int>>(2 * counters);
     }
 
@@ -968,13 +968,15 @@ class Forward {
     template <class Source>
     void quantise(Rows& rows, int64_t row, const Source* x, int width, int64_t stride) const {
         if constexpr (PRECISION == 2) {
-            floats low = {}, high = {};
+            floats low = {}, high = {}, lost = {};
             for (int i = 0; i < width; i += LANES) {
                 const floats v = load(x + i);
                 low = smaller(low, v), high = larger(high, v);
+                lost += v * 0.0f;
             }
             const float bottom = -maximum(-low), top = maximum(high);
-            const float scale = std::max(top - bottom, 1e-30f) / 255.0f, inverse = 1.0f / scale;
+            // A byte cannot say that it is no number: the row's factor does.
+            const float scale = std::max(top - bottom, 1e-30f) / 255.0f + sum(lost), inverse = 1.0f / scale;
             const float zero = std::nearbyint(-bottom * inverse);
             rows.scales[row] = scale, rows.zeros[row] = zero;
             uint8_t* to = rows.bytes + row * stride;
@@ -1081,6 +1083,12 @@ void pack_ffn(const Model& model, const LayerWeights& layer, const uint16_t* neu
 using namespace taskbone;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Of the structures that Python hands over, in order: it has the same, or was not built with these.
+EXPORT const int32_t taskbone_sizes[] = {
+    sizeof(Norm), sizeof(Linear), sizeof(LayerWeights), sizeof(Model),
+    sizeof(Delta), sizeof(TaskLayer), sizeof(Task), sizeof(Batch),
+};
 
 // Ask the kernel for what this build needs; 0 where it has it.
 EXPORT int taskbone_prepare() {

@@ -50,6 +50,67 @@ def test_a_flood_of_one_task_delays_another_by_at_most_one_batch(flood: int, tok
     assert -1 in [waiting.work for waiting in following]
 
 
+LONGEST = 600
+pushes = st.tuples(st.sampled_from("abcd"), st.integers(1, LONGEST))
+takes = st.integers(1, 2000)
+drops = st.tuples(st.just("drop"), st.integers(2, 5))
+
+
+@given(st.lists(pushes | takes | drops, max_size=120))
+def test_no_task_starves_whatever_arrives(events: list[tuple[str, int] | int]) -> None:
+    """A sequence waits for what its task had waiting, and for a turn of each other task per turn.
+
+    Its task takes TURN_TOKENS at least in a turn, and so comes to it in one of the next
+    `waiting // TURN_TOKENS + 1` turns. Before each of them, every other task has one turn at most,
+    in which it takes less than TURN_TOKENS and then one sequence more.
+    """
+    queue: FairQueue[int] = FairQueue()
+    total = 0  # tokens taken until now
+    own: dict[str, int] = dict.fromkeys("abcd", 0)
+    waiting: dict[int, tuple[str, int]] = {}
+    bounds: dict[int, int] = {}
+    others = len(own) - 1
+    for number, event in enumerate([*events, *[512] * 200]):
+        if isinstance(event, tuple) and event[0] == "drop":
+            gone = {work for work in waiting if work % event[1] == 0}
+            queue.drop(gone.__contains__)
+            for work in gone:
+                task, tokens = waiting.pop(work)
+                own[task] -= tokens
+        elif isinstance(event, tuple):
+            task, tokens = event
+            turns = own[task] // TURN_TOKENS + 1
+            most_of_others = turns * others * (TURN_TOKENS - 1 + LONGEST)
+            bounds[number] = total + own[task] + most_of_others
+            queue.push(task, Waiting(tokens, number))
+            waiting[number] = event
+            own[task] += tokens
+        else:
+            for one in queue.take(event):
+                assert total <= bounds[one.work]
+                task, tokens = waiting.pop(one.work)
+                total += tokens
+                own[task] -= tokens
+    assert not waiting, "everything was taken in the end"
+
+
+@given(st.integers(1, LONGEST), st.integers(1, 3 * TURN_TOKENS))
+def test_a_task_that_never_runs_dry_leaves_others_their_turns(tokens: int, budget: int) -> None:
+    """Also where a batch is smaller than a turn, which then lasts for several batches."""
+    queue = _filled([("flood", tokens)] * 3)
+    queue.push("other", Waiting(1, -1))
+    taken = 0
+    while taken <= TURN_TOKENS + LONGEST:
+        batch = queue.take(budget)
+        if -1 in [waiting.work for waiting in batch]:
+            break
+        taken += sum(waiting.tokens for waiting in batch)
+        for waiting in batch:
+            queue.push("flood", waiting)
+    else:
+        raise AssertionError(f"{taken} tokens of one task, and not one of the other")
+
+
 @given(arrivals)
 def test_what_is_dropped_is_gone_and_the_rest_stays(items: Arrivals) -> None:
     queue = _filled(items)

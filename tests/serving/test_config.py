@@ -33,7 +33,7 @@ def test_a_config_is_never_altered(tmp_path: Path) -> None:
         ("device", "tpu"),
         ("precision", "fp16"),
         ("engine_threads", -1),
-        ("max_batch_tokens", 0),
+        ("max_batch_tokens", -1),
         ("max_body_bytes", 0),
         ("colour", "red"),
     ],

@@ -3,26 +3,29 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
+from model_store.backend import TorchBackend, TorchPlan
 from model_store.encoder import Encoder
+from model_store.native import NativeBackend, NativePlan, builds
 from model_store.ops import TorchOps
-from model_store.packing import Batch
-from model_store.plan import LinearHead, Plan
+from model_store.plan import LinearHead
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
 from serving.engine import Engine, Servable
 from serving.errors import EngineError, OverloadedError, TooLargeError
-from serving.plans import PlanCache, plan_bytes
+from serving.plans import PlanCache
 from tests.overlays import fp32_encoder, random_overlay
+from tests.serving.fake_plans import Heard
 
 TEXTS = ["the film was good", "a", "what is my new bank card ?", "bad news", "the cat and the dog"]
 
@@ -66,9 +69,10 @@ class Setup:
         self.backbone = backbone
         self.ops = GatedOps()
         self.observed = Observed()
-        encoder = Encoder(backbone.config, backbone.tensors, self.ops)
-        settings = {"max_batch_tokens": 200, "max_queued_tokens": 400, "threads": 1} | limits
-        self.engine = Engine(encoder, PlanCache(encoder, 1 << 20), self.observed, **settings)
+        self.backend = TorchBackend(Encoder(backbone.config, backbone.tensors, self.ops), threads=1)
+        self.plans = PlanCache[TorchPlan](self.backend, 1 << 20, Heard())
+        settings = {"max_batch_tokens": 200, "max_queued_tokens": 400} | limits
+        self.engine = Engine(self.backend, self.plans, self.observed, **settings)
         self.tasks = [
             Servable(name, name, random_overlay(backbone, name, seed=seed, labels=labels))
             for seed, (name, labels) in enumerate(
@@ -81,16 +85,20 @@ class Setup:
             texts
         )
 
-    def expected(self, overlay: Overlay, texts: list[str]) -> Tensor:
-        return probabilities(fp32_encoder(self.backbone), self.backbone, overlay, texts)
+    def expected(self, overlay: Overlay, texts: list[str]) -> NDArray[Any]:
+        return probabilities(fp32_encoder(self.backbone), self.backbone, overlay, texts).numpy()
+
+    def close(self) -> None:
+        self.ops.door.set()
+        self.engine.close()
+        self.plans.close()
 
 
 @pytest.fixture
 def setup(tiny: tuple[Store, Backbone]) -> Iterator[Setup]:
     setup = Setup(tiny[1])
     yield setup
-    setup.ops.door.set()
-    setup.engine.close()
+    setup.close()
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -113,7 +121,7 @@ def test_mixed_tasks_in_one_batch_get_their_own_answers(setup: Setup) -> None:
     setup.ops.door.set()
     assert first.result(30).probabilities.shape == (1, 2)
     for servable, texts, answer in waiting:
-        torch.testing.assert_close(
+        np.testing.assert_allclose(
             answer.result(30).probabilities,
             setup.expected(servable.overlay, texts),
             atol=1e-5,
@@ -139,23 +147,7 @@ def _own(setup: Setup) -> list[Servable]:
     return [own[0], setup.tasks[2], own[1], own[2]]
 
 
-def _spied(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tasks each forward of the engine serves; filled while it runs."""
-    encoder = setup.engine._encoder
-    forward, counts = encoder.forward, []
-
-    def spy(batch: Batch, plans: Sequence[Plan]) -> list[Tensor]:
-        counts.append(len(plans))
-        return forward(batch, plans)
-
-    monkeypatch.setattr(encoder, "forward", spy)
-    return counts
-
-
-def test_tasks_with_layers_of_their_own_share_a_batch_but_no_forward(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forwards = _spied(setup, monkeypatch)
+def test_tasks_with_layers_of_their_own_share_a_batch(setup: Setup) -> None:
     setup.ops.door.clear()
     first = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
     assert setup.ops.entered.wait(30)
@@ -167,24 +159,19 @@ def test_tasks_with_layers_of_their_own_share_a_batch_but_no_forward(
     setup.ops.door.set()
     assert first.result(30)
     for servable, texts, answer in waiting:
-        torch.testing.assert_close(
+        np.testing.assert_allclose(
             answer.result(30).probabilities,
             setup.expected(servable.overlay, texts),
             atol=1e-5,
             rtol=1e-5,
         )
-    assert forwards[0] == 1
-    assert sorted(forwards[1:]) == [1, 1, 2], "the two that share, and each of the others"
     counts, tokens = setup.observed.batches[1]
     assert counts == dict.fromkeys(("recovered", "three", "normed", "scaled"), 4)
     text_tokens = sum(len(item.token_ids) for item in setup.encode(TEXTS[:4]))
     assert tokens == 4 * text_tokens + 3 * 4 * 3, "three of the four have 3 prompt tokens"
 
 
-def test_two_requests_of_one_task_with_its_own_layers_share_a_forward(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forwards = _spied(setup, monkeypatch)
+def test_two_requests_of_one_task_with_its_own_layers_share_a_batch(setup: Setup) -> None:
     recovered = _own(setup)[0]
     setup.ops.door.clear()
     setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
@@ -192,11 +179,10 @@ def test_two_requests_of_one_task_with_its_own_layers_share_a_forward(
     parts = [TEXTS[:2], TEXTS[2:]]
     answers = [setup.engine.submit(recovered, setup.encode(part)) for part in parts]
     setup.ops.door.set()
-    given = torch.cat([answer.result(30).probabilities for answer in answers])
-    torch.testing.assert_close(
+    given = np.concatenate([answer.result(30).probabilities for answer in answers])
+    np.testing.assert_allclose(
         given, setup.expected(recovered.overlay, TEXTS), atol=1e-5, rtol=1e-5
     )
-    assert forwards == [1, 1]
     assert setup.observed.batches[1][0] == {"recovered": 5}
 
 
@@ -208,13 +194,13 @@ def test_a_large_request_with_layers_of_its_own_is_answered_in_order(
     tasks = _own(setup)
     answers = [setup.engine.submit(servable, setup.encode(texts)) for servable in tasks]
     for servable, answer in zip(tasks, answers, strict=True):
-        torch.testing.assert_close(
+        np.testing.assert_allclose(
             answer.result(30).probabilities,
             setup.expected(servable.overlay, texts),
             atol=1e-5,
             rtol=1e-5,
         )
-    setup.engine.close()
+    setup.close()
     totals: dict[str, int] = {}
     for counts, tokens in setup.observed.batches:
         assert tokens <= 40
@@ -227,8 +213,8 @@ def test_a_request_larger_than_a_batch_is_answered_in_order(tiny: tuple[Store, B
     setup = Setup(tiny[1], max_batch_tokens=20, max_queued_tokens=4000)
     texts = TEXTS * 6
     answer = setup.engine.submit(setup.tasks[1], setup.encode(texts)).result(30)
-    setup.engine.close()
-    torch.testing.assert_close(
+    setup.close()
+    np.testing.assert_allclose(
         answer.probabilities, setup.expected(setup.tasks[1].overlay, texts), atol=1e-5, rtol=1e-5
     )
     assert len(setup.observed.batches) > 3
@@ -260,24 +246,6 @@ def test_the_servers_own_trials_are_not_observed(setup: Setup) -> None:
     setup.engine.submit(setup.tasks[0], setup.encode(TEXTS), observed=False).result(30)
     setup.engine.submit(setup.tasks[1], setup.encode(TEXTS)).result(30)
     assert [counts for counts, _ in setup.observed.batches] == [{"two": 5}]
-
-
-def test_the_engine_computes_with_its_number_of_threads(tiny: tuple[Store, Backbone]) -> None:
-    here = torch.get_num_threads()
-    seen: list[int] = []
-
-    class Counting(Observed):
-        def queued(self, tokens: int) -> None:
-            seen.append(torch.get_num_threads())
-
-    encoder = fp32_encoder(tiny[1])
-    limits = {"max_batch_tokens": 200, "max_queued_tokens": 400, "threads": here + 1}
-    engine = Engine(encoder, PlanCache(encoder, 1 << 20), Counting(), **limits)
-    overlay = random_overlay(tiny[1])
-    texts = InputEncoder(tiny[1].tokenizer, tiny[1].config, ["{text}"], 32).encode(TEXTS)
-    engine.submit(Servable("one", "one", overlay), texts).result(30)
-    engine.close()
-    assert seen == [here + 1]
 
 
 def test_a_request_that_never_fits_is_too_large(setup: Setup) -> None:
@@ -345,9 +313,9 @@ def test_an_answer_that_is_no_number_is_an_error(setup: Setup) -> None:
 def test_close_answers_what_is_queued_and_then_refuses(tiny: tuple[Store, Backbone]) -> None:
     setup = Setup(tiny[1])
     answers = [setup.engine.submit(servable, setup.encode(TEXTS)) for servable in setup.tasks]
-    setup.engine.close()
+    setup.close()
     assert all(
-        answer.done() and answer.result().probabilities.isfinite().all() for answer in answers
+        answer.done() and np.isfinite(answer.result().probabilities).all() for answer in answers
     )
     with pytest.raises(EngineError, match="stopped"):
         setup.engine.submit(setup.tasks[0], setup.encode(TEXTS))
@@ -369,24 +337,38 @@ def test_a_stuck_forward_fails_the_check(setup: Setup, monkeypatch: pytest.Monke
     setup.engine.check()
 
 
-def test_plans_leave_the_cache_when_it_is_full(tiny: tuple[Store, Backbone]) -> None:
-    encoder = fp32_encoder(tiny[1])
-    overlays = [random_overlay(tiny[1], seed=seed) for seed in range(3)]
-    room = max(plan_bytes(overlay.plan(encoder)) for overlay in overlays) * 2
-    cache = PlanCache(encoder, room)
-    plans = [cache.get(str(number), overlay) for number, overlay in enumerate(overlays)]
-    assert cache.bytes <= room
-    assert cache.get("2", overlays[2]) is plans[2]
-    assert cache.get("0", overlays[0]) is not plans[0]
-
-
-def test_layers_of_its_own_count_in_the_cache(tiny: tuple[Store, Backbone]) -> None:
-    encoder = fp32_encoder(tiny[1])
-    config = tiny[1].config
-    shared = plan_bytes(random_overlay(tiny[1]).plan(encoder))
-    attention = 4 * config.hidden * (config.hidden + 1)  # q, k, v, o and their biases
-    norms = 4 * config.hidden
-    own = plan_bytes(random_overlay(tiny[1], norms=True).plan(encoder))
-    assert own - shared == 4 * config.layers * (attention + norms), "all of it in fp32"
-    half = plan_bytes(random_overlay(tiny[1], heads=0.5).plan(encoder))
-    assert shared < half < own
+@pytest.mark.skipif(not builds(), reason="no native forward was built for this processor")
+@pytest.mark.parametrize("max_batch_tokens", [20, 400])
+def test_the_native_forward_answers_for_all_tasks_at_once(
+    setup: Setup, max_batch_tokens: int
+) -> None:
+    observed = Observed()
+    backend = NativeBackend(setup.backbone.config, setup.backbone.tensors, "fp32", threads=1)
+    plans = PlanCache[NativePlan](backend, 1 << 30, Heard())
+    engine = Engine(
+        backend, plans, observed, max_batch_tokens=max_batch_tokens, max_queued_tokens=9000
+    )
+    overlay = setup.tasks[0].overlay
+    assert overlay.head is not None
+    head = LinearHead(overlay.head.weight * 3e38, overlay.head.bias)
+    huge = Servable("huge", "huge", dataclasses.replace(overlay, head=head))
+    for _ in range(2):
+        refused = engine.submit(huge, setup.encode(TEXTS))
+        answers = [
+            (servable, engine.submit(servable, setup.encode(TEXTS))) for servable in _own(setup)
+        ]
+        for servable, answer in answers:
+            np.testing.assert_allclose(
+                answer.result(30).probabilities,
+                setup.expected(servable.overlay, TEXTS),
+                atol=1e-5,
+                rtol=1e-5,
+            )
+        with pytest.raises(EngineError, match="no finite answer"):
+            refused.result(30)
+        assert plans.settle() == 5
+    engine.close()
+    plans.close()
+    assert sum(sum(counts.values()) for counts, _ in observed.batches) == 2 * 5 * len(TEXTS)
+    longest = max(len(item.token_ids) for item in setup.encode(TEXTS)) + 3
+    assert all(tokens <= max(max_batch_tokens, longest) for _, tokens in observed.batches)

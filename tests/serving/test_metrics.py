@@ -51,6 +51,10 @@ def test_the_names_that_dashboards_rely_on() -> None:
         "taskbone_queued_tokens",
         "taskbone_rejected",
         "taskbone_registrations",
+        "taskbone_plan_lookups",
+        "taskbone_plan_build_duration_seconds",
+        "taskbone_plan_evictions",
+        "taskbone_plan_bytes",
         "taskbone_tasks",
     }
 
@@ -70,6 +74,27 @@ def test_milliseconds_become_seconds() -> None:
     for name, seconds in (("tokenize", 0.001), ("queue", 0.02), ("forward", 0.3)):
         found = value(text, f"taskbone_{name}_duration_seconds_sum", task="sentiment")
         assert found == pytest.approx(seconds)
+
+
+def test_plans_are_noted() -> None:
+    metrics = Metrics()
+    text = metrics.render()[0].decode()
+    assert [
+        value(text, "taskbone_plan_lookups_total", result=result) for result in ("hit", "miss")
+    ] == [0, 0], "the series are there before the first request"
+    for result in ("miss", "hit", "hit"):
+        metrics.plan_lookup(result)
+    metrics.plan_built(0.25)
+    metrics.plan_evicted()
+    for size in (300, 200):
+        metrics.plan_bytes(size)
+    text = metrics.render()[0].decode()
+    assert value(text, "taskbone_plan_lookups_total", result="hit") == 2
+    assert value(text, "taskbone_plan_lookups_total", result="miss") == 1
+    assert value(text, "taskbone_plan_build_duration_seconds_sum") == 0.25
+    assert value(text, "taskbone_plan_build_duration_seconds_count") == 1
+    assert value(text, "taskbone_plan_evictions_total") == 1
+    assert value(text, "taskbone_plan_bytes") == 200, "what it is now"
 
 
 def test_a_batch_is_noted_once_and_for_each_of_its_tasks() -> None:
