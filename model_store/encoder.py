@@ -171,18 +171,13 @@ class Encoder:
         batch = batch.to(self.ops.device)
         layers = self._layers_of(plans)
         x, qkv = self._embed(batch, plans, layers[0])
-        ranges = [segment.reads for segment in batch.segments]
-        rows, reads = self._rows(batch, plans), self.ops.group(ranges, plans)
+        rows, gate = self._rows(batch, plans), _gate(plans)
+        reads = self.ops.group([segment.reads for segment in batch.segments], plans, rows)
         work = Work(batch.spans, batch.read_spans, batch.read_rows, rows, reads)
-        gate = _gate(plans)
-
-        def through(x: Tensor, qkv: Tensor | None, work: Work) -> Tensor:
-            for number in range(self.config.layers - 1):
-                x = self._layer(number, layers[number], x, qkv, work.spans, work.rows, gate)
-                qkv = None
-            return self._last_layer(layers[-1], x, qkv, work, gate)
-
-        read = self.ops.launch(through, x, qkv, work)
+        if layers is self._layers and gate is None:
+            read = self.ops.launch(self._through, x, qkv, work)
+        else:
+            read = self._through_layers(layers, x, qkv, work, gate)
         return self._heads(_sequence_means(read, batch), batch, plans)
 
     def hidden_states(self, batch: Batch, plans: Sequence[Plan]) -> Tensor:
@@ -201,6 +196,23 @@ class Encoder:
         every = torch.arange(self.config.vocabulary)
         head = self.verbalizer(every)
         return torch.nn.functional.linear(self._to_words(hidden), head.weight, head.bias)
+
+    def _through(self, x: Tensor, qkv: Tensor | None, work: Work) -> Tensor:
+        return self._through_layers(self._layers, x, qkv, work, None)
+
+    def _through_layers(
+        self,
+        layers: Sequence[Layer],
+        x: Tensor,
+        qkv: Tensor | None,
+        work: Work,
+        gate: Gate | None,
+    ) -> Tensor:
+        """`[N, H] -> [R, H]`"""
+        for number in range(self.config.layers - 1):
+            x = self._layer(number, layers[number], x, qkv, work.spans, work.rows, gate)
+            qkv = None
+        return self._last_layer(layers[-1], x, qkv, work, gate)
 
     def _rows(self, batch: Batch, plans: Sequence[Plan]) -> Groups:
         return self.ops.group([segment.rows for segment in batch.segments], plans)

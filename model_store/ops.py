@@ -196,8 +196,13 @@ class Ops(Protocol):
         """What `group` wants to know of a network, so that a plan can keep it."""
         ...
 
-    def group(self, ranges: Sequence[slice], networks: Sequence[Network]) -> Groups:
-        """The segments' rows, which follow one another, and the network of each."""
+    def group(
+        self, ranges: Sequence[slice], networks: Sequence[Network], like: Groups | None = None
+    ) -> Groups:
+        """The segments' rows, which follow one another, and the network of each.
+
+        `like`: groups of the same networks, for which work has been done already.
+        """
         ...
 
     def ffn(self, layer: int, x: Tensor, groups: Groups) -> Tensor:
@@ -227,7 +232,10 @@ class Ops(Protocol):
         ...
 
     def launch(self, layers: Layers, x: Tensor, qkv: Tensor | None, work: Work) -> Tensor:
-        """`layers(x, qkv, work)`, perhaps recorded once and then replayed for batches like it."""
+        """`layers(x, qkv, work)`, perhaps recorded once and then replayed for batches like it.
+
+        Equal `layers` must compute the same.
+        """
         ...
 
 
@@ -272,7 +280,9 @@ class TorchOps:
     def tabulate(self, ffn: Sequence[Ffn], adapters: Sequence[Adapter] | None) -> Tensor | None:
         return None
 
-    def group(self, ranges: Sequence[slice], networks: Sequence[Network]) -> Groups:
+    def group(
+        self, ranges: Sequence[slice], networks: Sequence[Network], like: Groups | None = None
+    ) -> Groups:
         return Groups(tuple(ranges), tuple(networks))
 
     def ffn(self, layer: int, x: Tensor, groups: Groups) -> Tensor:
@@ -295,7 +305,7 @@ class TorchOps:
             outputs.append(
                 x[rows]
                 if kept is None
-                else (x[rows].unflatten(1, (len(kept), -1)) * kept[:, None]).flatten(1)
+                else (x[rows].view(len(x[rows]), len(kept), -1) * kept[:, None]).flatten(1)
             )
         return _joined(outputs)
 

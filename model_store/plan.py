@@ -16,7 +16,7 @@ Letters: `H` hidden, `K` kept neurons, `P` prompt length, `E` embedding width, `
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -146,9 +146,9 @@ def adapter(
         ]
         if last:
             deltas["q"] = LowRank(downs[0], ups[0])
-            deltas["kv"] = LowRank(torch.cat(downs[1:]), torch.block_diag(*ups[1:]))
+            deltas["kv"] = LowRank(torch.cat(downs[1:]), _diagonal(ups[1:]))
         else:
-            deltas["qkv"] = LowRank(torch.cat(downs), torch.block_diag(*ups))
+            deltas["qkv"] = LowRank(torch.cat(downs), _diagonal(ups))
     if f"{name}.o.down" in changes:
         down = _spread(changes[f"{name}.o.down"].t(), rows, hidden).t()
         deltas["o"] = LowRank(
@@ -195,6 +195,12 @@ def _low_rank(changes: Changes, name: str, like: Tensor) -> LowRank | None:
 def _head_rows(heads: Tensor, width: int) -> Tensor:
     """Rows of the kept heads `[a]` among those of all: `[ad]`."""
     return (heads.long()[:, None] * width + torch.arange(width)).flatten()
+
+
+def _diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """The blocks along the diagonal of a matrix of zeros."""
+    result: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _spread(rows: Tensor, places: Tensor | slice, count: int) -> Tensor:

@@ -8,8 +8,8 @@ and a task's weights are never copied for a batch.
 
 `inner` gathers the rows of W_in that a task keeps, `[H]` contiguous numbers each, and multiplies;
 bias, low-rank delta, activation and scale are its epilogue. `outer` does the same with W_out, over
-whose rows it sums. Products are of fp16, bf16 or fp32 numbers, sums in fp32. The reference of all is
-`model_store.ops.TorchOps`; `TRITON_INTERPRET=1` runs them on the CPU.
+whose rows it sums. Products are of fp16, bf16 or fp32 numbers, sums in fp32. The reference of all
+is `model_store.ops.TorchOps`; `TRITON_INTERPRET=1` runs them on the CPU.
 
 Letters as in `ops.py`; `R` is a rank, filled up to a multiple of 16.
 """
@@ -19,7 +19,7 @@ import os
 import triton
 import triton.language as tl
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 # The columns of a table.
 W_IN = tl.constexpr(0)  # address of [F or K, H]
@@ -55,12 +55,20 @@ def configs() -> list[triton.Config]:
 def tuned(kernel):
     """The kernel with the fastest of `configs`; in the interpreter, one that reaches every mask."""
     jitted = triton.jit(kernel)
-    if INTERPRETED:
-        return lambda grid: lambda *args, **named: jitted[grid({"BN": 32})](
-            *args, **named, BN=32, BK=32
+    if INTERPRETED.value:
+        return lambda grid: (
+            lambda *args, **named: jitted[grid({"BN": 32})](*args, **named, BN=32, BK=32)
         )
     best = triton.autotune(configs(), key=["crowd", "H", "BM", "RANK"])(jitted)
     return lambda grid: best[grid]
+
+
+@triton.jit
+def product(a, b, acc):
+    """`acc + a @ b`, where fp32 stays fp32."""
+    if INTERPRETED:  # it takes bf16 for integers here
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -86,7 +94,9 @@ def neuron_rows(field, places, NARROW: tl.constexpr):
 
 
 @triton.jit
-def with_delta(acc, low, rows, valid, field, SLOT: tl.constexpr, places, inside, RANK: tl.constexpr):
+def with_delta(
+    acc, low, rows, valid, field, SLOT: tl.constexpr, places, inside, RANK: tl.constexpr
+):
     """`acc [BM, BN]` and what a low-rank delta, whose first product is `low`, adds at `places`."""
     rank = tl.load(field + DELTAS + 3 * SLOT + 2)
     up = tl.load(field + DELTAS + 3 * SLOT + 1).to(tl.pointer_type(low.dtype.element_ty))
@@ -94,7 +104,7 @@ def with_delta(acc, low, rows, valid, field, SLOT: tl.constexpr, places, inside,
     a = tl.load(low + rows[:, None] * RANK + ranks[None, :], mask=valid[:, None], other=0.0)
     wanted = (ranks[:, None] < rank) & inside[None, :]
     b = tl.load(up + places[None, :] * rank + ranks[:, None], mask=wanted, other=0.0)
-    return tl.dot(a, b, acc, input_precision="ieee")
+    return product(a, b, acc)
 
 
 def _inner(
@@ -130,7 +140,7 @@ def _inner(
     inside = places < kept
     # Places past the last neuron read it again: no mask in the loop, and nothing of it is stored.
     numbers = neuron_rows(field, tl.minimum(places, kept - 1), NARROW)
-    weights = tl.multiple_of(tl.load(field + W_IN), 16).to(tl.pointer_type(kind))
+    weights = tl.multiple_of(tl.load(field + W_IN).to(tl.pointer_type(kind)), 16)
     safe = tl.minimum(rows, end - 1)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, H, BK):
@@ -143,7 +153,7 @@ def _inner(
             w = tl.load(
                 weights + numbers[None, :] * H + deep[:, None], mask=deep[:, None] < H, other=0.0
             )
-        acc = tl.dot(a, w, acc, input_precision="ieee")
+        acc = product(a, w, acc)
     if RANK > 0:
         acc = with_delta(acc, low, rows, valid, field, 0, places, inside, RANK)
     bias = tl.load(field + B_IN).to(tl.pointer_type(kind))
@@ -184,7 +194,7 @@ def _outer(
     safe = tl.minimum(rows, end - 1).to(tl.int64)
     outputs = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = outputs < H
-    weights = tl.multiple_of(tl.load(field + W_OUT), 16).to(tl.pointer_type(kind))
+    weights = tl.multiple_of(tl.load(field + W_OUT).to(tl.pointer_type(kind)), 16)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, kept, BK):
         places = start + tl.arange(0, BK)
@@ -196,7 +206,7 @@ def _outer(
             mask=counted[:, None] & inside[None, :],
             other=0.0,
         )
-        acc = tl.dot(a, w, acc, input_precision="ieee")
+        acc = product(a, w, acc)
     if RANK > 0:
         acc = with_delta(acc, low, rows, valid, field, 1, outputs, inside, RANK)
     bias = tl.load(field + B_OUT).to(tl.pointer_type(kind))
@@ -245,7 +255,7 @@ def shrink(
             a = tl.load(x + at, mask=valid[:, None] & (deep[None, :] < inputs), other=0.0)
             wanted = (ranks[None, :] < rank) & (deep[:, None] < inputs)
             b = tl.load(down + ranks[None, :] * inputs + deep[:, None], mask=wanted, other=0.0)
-            acc = tl.dot(a, b, acc, input_precision="ieee")
+            acc = product(a, b, acc)
     into = low + rows[:, None] * RANK + ranks[None, :]
     tl.store(into, acc.to(low.dtype.element_ty), mask=valid[:, None])
 
@@ -299,7 +309,7 @@ def add_norm(
     WIDTH: tl.constexpr,
     FIELDS: tl.constexpr,
 ):
-    """LayerNorm of the sum of two rows; with OWN, by the norm of the row's task where it has one."""
+    """LayerNorm of the sum of two rows; with OWN, by the norm of the row's task if it has one."""
     row = tl.program_id(0).to(tl.int64)
     kind = x.dtype.element_ty
     places = tl.arange(0, WIDTH)
