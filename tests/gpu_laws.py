@@ -170,6 +170,7 @@ def test_filling_up_changes_no_answer(
     whole = graphs.filled
 
     def noted(x: Tensor, work: Work, size: graphs.Size) -> tuple[Tensor, Work]:
+        assert size.rows > len(x)
         sizes.append(size)
         return whole(x, work, size)
 
@@ -180,7 +181,7 @@ def test_filling_up_changes_no_answer(
         plans = [overlay.plan(encoder, sliced=False) for overlay in overlays]
         answers.append(torch.cat(_logits(encoder, backbone, plans)))
     if DEVICE == "cpu" or dtype != torch.float32:
-        assert [size.rows for size in sizes] == [64]
+        assert len(sizes) == 1
     torch.testing.assert_close(*answers, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
