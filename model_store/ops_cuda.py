@@ -69,7 +69,7 @@ class CudaGroups(Groups):
     segments: Tensor | None  # [n] int32: each row's segment, where a task has adapters
     heads: Tensor | None  # [S, L, A], where a task has removed heads
     tile_rows: int
-    width: int  # the largest K
+    width: int  # the largest K, filled up to a multiple of the kernels' block
     narrow: bool  # whether neuron numbers are int16, as all tasks of one backbone have them
     ranks: tuple[int, ...]  # for each slot the largest rank, filled up; 0: nobody has a delta there
 
@@ -123,7 +123,7 @@ class CudaOps(TorchOps):
             torch.empty(0) if adapted else None,
             self._kept_heads(networks) if adapted else None,
             0,
-            most[kernels.KEPT.value],
+            -(-most[kernels.KEPT.value] // kernels.BLOCK.value) * kernels.BLOCK.value,
             _narrow(networks),
             tuple(_filled(most[kernels.DELTAS.value + 3 * slot + 2]) for slot in SLOTS.values()),
         )
@@ -218,6 +218,7 @@ class CudaOps(TorchOps):
             H=hidden,
             WIDTH=1 << (hidden - 1).bit_length(),
             FIELDS=kernels.FIELDS,
+            **kernels.OPTIONS,
         )
         return y
 
@@ -229,7 +230,7 @@ class CudaOps(TorchOps):
         x = x.contiguous()
         inner = x.new_empty(len(x), ours.width)
         common = {"BM": ours.tile_rows, "NARROW": ours.narrow, "H": hidden}
-        common["FIELDS"] = kernels.FIELDS
+        common |= {"FIELDS": kernels.FIELDS, **kernels.OPTIONS}
         crowd = 1 << min(8, tiles.bit_length())  # few tiles want narrow blocks of neurons
         low = self._shrunk(layer, "ffn_in", x, ours, hidden)
         kernels.inner(lambda meta: (tiles, -(-max(1, ours.width) // meta["BN"])))(
@@ -281,6 +282,7 @@ class CudaOps(TorchOps):
             FIELDS=kernels.FIELDS,
             BM=ours.tile_rows,
             BN=64,
+            **kernels.OPTIONS,
         )
         return z
 
@@ -305,6 +307,7 @@ class CudaOps(TorchOps):
             FIELDS=kernels.FIELDS,
             BM=groups.tile_rows,
             BK=32 if kernels.INTERPRETED.value else 64,
+            **kernels.OPTIONS,
         )
         return low
 

@@ -35,6 +35,13 @@ DELTAS = tl.constexpr(9)  # six of: address of down [r, I], address of up [O, r]
 NORMS = tl.constexpr(27)  # two of: addresses of weight [H] and bias [H], or 0
 FIELDS = 31
 
+BLOCK = tl.constexpr(64)
+"""`inner` fills every row of neurons up to a multiple of this with zeros: `outer` needs no mask."""
+
+
+OPTIONS = {"enable_fp_fusion": True}
+"""Of every launch: products and sums may be one instruction, which Triton asks to be told."""
+
 
 def configs() -> list[triton.Config]:
     """What is tried once for each kind of batch on the GPU at hand."""
@@ -113,7 +120,7 @@ def _inner(
     y,  # [n, width]
     tiles,
     table,
-    width,
+    width,  # a multiple of BLOCK
     crowd,
     H: tl.constexpr,
     RANK: tl.constexpr,
@@ -131,7 +138,7 @@ def _inner(
         return
     field = table + tl.load(tile) * FIELDS
     kept = tl.load(field + KEPT).to(tl.int32)
-    if tl.program_id(1) * BN >= kept:
+    if tl.program_id(1) * BN >= tl.cdiv(kept, BLOCK) * BLOCK:
         return
     kind = x.dtype.element_ty
     rows = first + tl.arange(0, BM)
@@ -161,12 +168,14 @@ def _inner(
     scale = tl.load(field + SCALE).to(tl.pointer_type(kind))
     scaled = tl.load(field + SCALED)
     acc *= tl.load(scale + places, mask=places < scaled, other=1.0).to(tl.float32)[None, :]
+    acc = tl.where(inside[None, :], acc, 0.0)
+    filled = places < tl.cdiv(kept, BLOCK) * BLOCK
     into = y + rows.to(tl.int64)[:, None] * width + places[None, :]
-    tl.store(into, acc.to(kind), mask=valid[:, None] & inside[None, :])
+    tl.store(into, acc.to(kind), mask=valid[:, None] & filled[None, :])
 
 
 def _outer(
-    x,  # [n, width]
+    x,  # [n, width], zeros from K to the next multiple of BLOCK
     low,  # [n, RANK], where RANK is not 0
     y,  # [n, H]
     tiles,
@@ -198,14 +207,10 @@ def _outer(
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, kept, BK):
         places = start + tl.arange(0, BK)
-        counted = places < kept
         numbers = neuron_rows(field, tl.minimum(places, kept - 1), NARROW)
-        a = tl.load(x + safe[:, None] * width + places[None, :], mask=counted[None, :], other=0.0)
-        w = tl.load(
-            weights + numbers[:, None] * H + outputs[None, :],
-            mask=counted[:, None] & inside[None, :],
-            other=0.0,
-        )
+        a = tl.load(x + safe[:, None] * width + places[None, :])
+        at = weights + numbers[:, None] * H + outputs[None, :]
+        w = tl.load(at) if H % BN == 0 else tl.load(at, mask=inside[None, :], other=0.0)
         acc = product(a, w, acc)
     if RANK > 0:
         acc = with_delta(acc, low, rows, valid, field, 1, outputs, inside, RANK)
