@@ -102,6 +102,34 @@ class Plan:
         return Layout(0 if self.prompt is None else len(self.prompt), self.read)
 
 
+def own_bytes(plan: Plan) -> int:
+    """Memory of what a plan holds for itself: the backbone's weights that it reads are not its own.
+
+    A tensor that stands in two places is counted once.
+    """
+    tensors = [plan.prompt, plan.head.weight, plan.head.bias, plan.table]
+    if plan.prompt_cache is not None:
+        tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
+    maps: list[Linear | Norm] = []
+    deltas: list[LowRank | None] = []
+    for ffn in plan.ffn:
+        maps += [] if ffn.neurons is not None else [ffn.inner, ffn.outer]
+        tensors += [ffn.neurons, ffn.scale]
+        if ffn.neurons is not None and ffn.scale is not None:  # whose bias is then shifted, too
+            tensors.append(ffn.outer.bias)
+        deltas += [ffn.inner_delta, ffn.outer_delta]
+    for layer in plan.layers or ():
+        maps += [*layer.projections, layer.attention_out, layer.attention_norm, layer.ffn_norm]
+    for one in plan.adapters or ():
+        maps += one.norms.values()
+        deltas += one.deltas.values()
+        tensors.append(one.heads)
+    tensors += [part.weight for part in maps] + [part.bias for part in maps]
+    tensors += [side for delta in deltas if delta is not None for side in (delta.down, delta.up)]
+    known = {id(tensor): tensor for tensor in tensors if tensor is not None}
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in known.values())
+
+
 def owns_layers(changes: Changes) -> bool:
     """Whether the changes reach further than the FFN, so that a plan needs layers of its own."""
     return any(

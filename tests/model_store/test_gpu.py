@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu import BERT_BASE, make_plan
 from model_store import gpu
 from model_store.encoder import Encoder
 from model_store.gpu import FfnCosts, gpu_ops, measure_ffn
 from model_store.ops import TorchOps
-from tests.overlays import small_backbone
+from model_store.plan import own_bytes
+from tests.overlays import random_overlay, small_backbone
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,30 @@ def test_both_paths_are_measured_in_turn_on_the_same_work(tmp_path: Path) -> Non
     assert isinstance(gathered, torch.Tensor)
     assert gathered.shape == (37, backbone.config.hidden)
     torch.testing.assert_close(gathered, sliced)
+
+
+def test_a_cold_task_takes_little_memory_and_no_weights() -> None:
+    """BERT-base, half of the neurons, a prompt of ten tokens: 10,000 such tasks are under 1 GB."""
+    tensors = {name: torch.zeros(shape) for name, shape in BERT_BASE.shapes().items()}
+    ops = TorchOps(torch.float32, shares_layers=True)
+    plan = make_plan(Encoder(BERT_BASE, tensors, ops), 0, 0.5, prompt=10)
+    lists, prompt, head = 12 * 1536 * 2, 10 * 768 * 4, 2 * (768 + 1) * 4
+    assert own_bytes(plan) == lists + prompt + head < 100_000
+
+
+def test_slices_and_adapters_are_counted(tmp_path: Path) -> None:
+    _, backbone = small_backbone(tmp_path)
+    encoder = Encoder(backbone.config, backbone.tensors, TorchOps(shares_layers=True))
+    plain = random_overlay(backbone, prompt_tokens=0)
+    cold, hot = (plain.plan(encoder, sliced=sliced) for sliced in (False, True))
+    kept = sum(map(len, plain.neurons))
+    hidden, layers = backbone.config.hidden, backbone.config.layers
+    slices = kept * (2 * hidden + 1) * 4 + layers * hidden * 4
+    assert own_bytes(hot) - own_bytes(cold) == slices - kept * 2
+    scaled = random_overlay(backbone, prompt_tokens=0, scales=True).plan(encoder, sliced=False)
+    assert own_bytes(scaled) - own_bytes(cold) == (kept + layers * hidden) * 4
+    norms = random_overlay(backbone, prompt_tokens=0, norms=True).plan(encoder, sliced=False)
+    assert own_bytes(norms) - own_bytes(cold) == layers * 4 * hidden * 4
 
 
 def test_without_triton_plain_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
