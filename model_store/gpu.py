@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model_store.encoder import Encoder
 from model_store.ops import Ops, TorchOps
@@ -51,6 +52,26 @@ def measure_ffn(
     encoder: Encoder, timer: Timer, *, rows: int = 2048, tasks: int = 8, keep: float = 0.5
 ) -> FfnCosts:
     """Time one layer for `rows` tokens of `tasks` random tasks, gathered and sliced in turn."""
+    with torch.inference_mode():
+        calls = [_one_layer(encoder, rows, tasks, keep, sliced=sliced) for sliced in (False, True)]
+        rounds = [[timer(call) for call in calls] for _ in range(5)]
+    gathered, sliced = zip(*rounds, strict=True)
+    return FfnCosts(median(gathered), median(sliced))
+
+
+def warm_up(encoder: Encoder) -> None:
+    """Have the kernels compiled and tuned for batches of all sizes, so that no request waits."""
+    with torch.inference_mode():
+        for rows in (16, 64, 256, 1024, 4096, 16384):
+            for tasks in (1, 8, 64):
+                if tasks <= rows:
+                    _one_layer(encoder, rows, tasks, 0.5, sliced=False)()
+
+
+def _one_layer(
+    encoder: Encoder, rows: int, tasks: int, keep: float, *, sliced: bool
+) -> Callable[[], Tensor]:
+    """The first layer's network on random rows of so many random tasks."""
     config, ops = encoder.config, encoder.ops
     generator = torch.Generator().manual_seed(0)
     kept = max(1, round(keep * config.ffn))
@@ -58,20 +79,12 @@ def measure_ffn(
     each = rows // tasks
     ranges = [slice(task * each, (task + 1) * each) for task in range(tasks)]
     ranges[-1] = slice(ranges[-1].start, rows)
-    lists = [
-        torch.randperm(config.ffn, generator=generator)[:kept].sort().values for _ in range(tasks)
-    ]
+    make = encoder.ffn if sliced else encoder.ffn_beside
+    lists = (torch.randperm(config.ffn, generator=generator)[:kept] for _ in range(tasks))
     head = LinearHead(torch.zeros(1, config.hidden), torch.zeros(1))
-    with torch.inference_mode():
-        groups = [
-            ops.group(ranges, [Plan("cls", head, (make(0, neurons),)) for neurons in lists])
-            for make in (encoder.ffn_beside, encoder.ffn)
-        ]
-        times: list[list[float]] = [[], []]
-        for _ in range(5):
-            for known, group in zip(times, groups, strict=True):
-                known.append(timer(lambda group=group: ops.ffn(0, x, group)))  # type: ignore[misc]
-    return FfnCosts(median(times[0]), median(times[1]))
+    plans = [Plan("cls", head, (make(0, neurons.sort().values),)) for neurons in lists]
+    groups = ops.group(ranges, plans)
+    return lambda: ops.ffn(0, x, groups)
 
 
 def gpu_seconds(call: Callable[[], object]) -> float:

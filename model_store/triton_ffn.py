@@ -66,7 +66,7 @@ def tuned(kernel):
         return lambda grid: (
             lambda *args, **named: jitted[grid({"BN": 32})](*args, **named, BN=32, BK=32)
         )
-    best = triton.autotune(configs(), key=["crowd", "H", "BM", "RANK"])(jitted)
+    best = triton.autotune(configs(), ["crowd", "H", "BM", "RANK"], cache_results=True)(jitted)
     return lambda grid: best[grid]
 
 

@@ -10,8 +10,8 @@ import torch
 from benchmarks.gpu import BERT_BASE, make_plan
 from model_store import gpu
 from model_store.encoder import Encoder
-from model_store.gpu import FfnCosts, gpu_ops, measure_ffn
-from model_store.ops import TorchOps
+from model_store.gpu import FfnCosts, gpu_ops, measure_ffn, warm_up
+from model_store.ops import Groups, TorchOps
 from model_store.plan import own_bytes
 from tests.overlays import random_overlay, small_backbone
 
@@ -42,6 +42,21 @@ def test_both_paths_are_measured_in_turn_on_the_same_work(tmp_path: Path) -> Non
     assert isinstance(gathered, torch.Tensor)
     assert gathered.shape == (37, backbone.config.hidden)
     torch.testing.assert_close(gathered, sliced)
+
+
+def test_warming_up_runs_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, backbone = small_backbone(tmp_path)
+    ops = TorchOps(shares_layers=True)
+    sizes = set()
+    ffn = ops.ffn
+
+    def noted(layer: int, x: torch.Tensor, groups: Groups) -> torch.Tensor:
+        sizes.add((len(x), len(groups.ranges)))
+        return ffn(layer, x, groups)
+
+    monkeypatch.setattr(ops, "ffn", noted)
+    warm_up(Encoder(backbone.config, backbone.tensors, ops))
+    assert {(16, 1), (64, 64), (4096, 8)} <= sizes
 
 
 def test_a_cold_task_takes_little_memory_and_no_weights() -> None:
