@@ -131,11 +131,8 @@ class Groups:
 
     ranges: tuple[slice, ...]  # S
     networks: tuple[Network, ...]  # S
-
-    @property
-    def adapted(self) -> bool:
-        """Whether any task has changes beside the shared attention and norms."""
-        return any(network.adapters is not None for network in self.networks)
+    adapted: bool
+    """Whether any task has changes beside the shared attention and norms."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +280,8 @@ class TorchOps:
     def group(
         self, ranges: Sequence[slice], networks: Sequence[Network], like: Groups | None = None
     ) -> Groups:
-        return Groups(tuple(ranges), tuple(networks))
+        adapted = any(network.adapters is not None for network in networks)
+        return Groups(tuple(ranges), tuple(networks), adapted)
 
     def ffn(self, layer: int, x: Tensor, groups: Groups) -> Tensor:
         pairs = zip(groups.ranges, groups.networks, strict=True)

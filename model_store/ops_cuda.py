@@ -118,6 +118,7 @@ class CudaOps(TorchOps):
         made = CudaGroups(
             tuple(ranges),
             tuple(networks),
+            adapted,
             torch.empty(0),
             self._moved(table),
             torch.empty(0) if adapted else None,

@@ -119,6 +119,26 @@ def test_every_family(tmp_path: Path, family: str) -> None:
         _assert_close(ours, expected, torch.float32)
 
 
+def test_one_layer_and_the_untrimmed_forward(tmp_path: Path) -> None:
+    """Where the last layer is the first, and where it is run at all rows."""
+    for layers in (1, 2):
+        _, other = small_backbone(tmp_path / str(layers), num_hidden_layers=layers)
+        overlay = random_overlay(other, "task", seed=2, heads=0.5, norms=True, delta_rank=2)
+        ops = CudaOps(torch.float32, DEVICE, graphs=False)
+        encoder, plain = Encoder(other.config, other.tensors, ops), fp32_encoder(other)
+        plans = [overlay.plan(encoder, sliced=False)], [overlay.plan(plain)]
+        (ours,) = _logits(encoder, other, plans[0])
+        _assert_close(ours, _logits(plain, other, plans[1])[0], torch.float32)
+        encodings = InputEncoder(other.tokenizer, other.config, ["{text}"], 40).encode(TEXTS)
+        batch = pack([Item(one, 0) for one in encodings], [plans[0][0].layout])
+        with torch.inference_mode():
+            states = [
+                one.hidden_states(batch, given)
+                for one, given in zip((encoder, plain), plans, strict=True)
+            ]
+        _assert_close(states[0], states[1], torch.float32)
+
+
 def test_linear_heads_and_verbalizers_in_one_batch(backbone: Backbone) -> None:
     encoder = Encoder(
         backbone.config, backbone.tensors, CudaOps(torch.float32, DEVICE, graphs=False)
