@@ -35,6 +35,7 @@ test: setup ## Run all tests
 
 bench: setup ## Measure speed and, with DATA=folder, accuracy
 	$(IN_VENV) benchmarks.server
+	$(IN_VENV) benchmarks.gpu
 ifneq ($(DATA),)
 	$(IN_VENV) benchmarks.quality --data $(DATA) --out docs/results
 else

@@ -49,31 +49,38 @@ class Overlay:
         """Whether its attention is its own, so that it shares no batch with other tasks."""
         return self.heads is not None or owns_layers(self.changes)
 
-    def plan(self, encoder: Encoder) -> Plan:
-        """The overlay made ready to run on `encoder`: slices gathered and packed, prompt cached."""
+    def plan(self, encoder: Encoder, *, sliced: bool = True) -> Plan:
+        """The overlay made ready to run on `encoder`: slices gathered and packed, prompt cached.
+
+        Where tasks share the backbone's layers, `sliced=False` copies no weight and caches nothing:
+        the neurons are read from the backbone by their numbers. The answers are the same.
+        """
         device = encoder.ops.device
+        shares = encoder.ops.shares_layers
+        sliced = sliced or not shares
         head: LinearHead | VerbalizerRows
         if isinstance(self.manifest.head, VerbalizerHead):
             head = encoder.verbalizer(torch.tensor(self.manifest.head.token_ids))
         else:
             assert self.head is not None, "a linear head has tensors"
             head = LinearHead(self.head.weight.to(device), self.head.bias.to(device))
-        ffn = tuple(
-            encoder.ffn(number, rows, self.changes) for number, rows in enumerate(self.neurons)
-        )
-        layers = None
+        make = encoder.ffn if sliced else encoder.ffn_beside
+        ffn = tuple(make(number, rows, self.changes) for number, rows in enumerate(self.neurons))
+        layers = adapters = None
         if self.owns_layers:
-            layers = tuple(
-                encoder.layer(
-                    number, None if self.heads is None else self.heads[number], self.changes
-                )
-                for number in range(encoder.config.layers)
-            )
-        if self.prompt is None:
-            return Plan(self.manifest.read, head, ffn, layers=layers)
-        prompt = self.prompt.to(device)
-        cache = encoder.prompt_cache(prompt, None if layers is None else layers[0])
-        return Plan(self.manifest.read, head, ffn, prompt, cache, layers)
+            heads = self.heads or (None,) * encoder.config.layers
+            numbered = list(enumerate(heads))
+            if shares:
+                adapters = tuple(encoder.adapter(n, kept, self.changes) for n, kept in numbered)
+            else:
+                layers = tuple(encoder.layer(n, kept, self.changes) for n, kept in numbered)
+        prompt = cache = None
+        if self.prompt is not None:
+            prompt = self.prompt.to(device=device, dtype=encoder.ops.dtype if shares else None)
+            if not shares:
+                cache = encoder.prompt_cache(prompt, None if layers is None else layers[0])
+        table = encoder.ops.tabulate(ffn, adapters)
+        return Plan(self.manifest.read, head, ffn, prompt, cache, layers, adapters, table)
 
 
 def write(overlay: Overlay) -> bytes:

@@ -4,14 +4,12 @@ Plain torch re-packs a bf16 weight at every call; here that happens in `pack_lin
 activation is fused into the product. The reference is `model_store.ops.TorchOps`.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model_store.backbone import Activation
-from model_store.ops import Ffn, Linear, Norm, Ops, Run, TorchOps, bucket, torch_attention
+from model_store.ops import Ffn, Linear, Ops, TorchOps, bucket
 
 ROWS_EXPECTED = 256
 """What oneDNN is told to choose a weight layout for; the layouts differ little above 64 rows."""
@@ -28,11 +26,11 @@ _FUSED: dict[Activation | None, tuple[str, str]] = {
 }
 
 
-class OneDnnOps:
+class OneDnnOps(TorchOps):
     """bf16 on the CPU, for inference alone: nothing here has a gradient."""
 
-    dtype = torch.bfloat16
-    device = "cpu"
+    def __init__(self) -> None:
+        super().__init__(torch.bfloat16, "cpu")
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
@@ -70,14 +68,6 @@ class OneDnnOps:
             x, linear.weight, linear.bias, name, [], algorithm
         )
         return y[:rows]
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], heads: int) -> Tensor:
-        """Softmax attention inside each sequence."""
-        return torch_attention(q, k, v, runs, heads)
-
-    def add_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
-        """LayerNorm of `x + residual`."""
-        return F.layer_norm(x + residual, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
 
 def fastest_ops(device: str, *, bf16: bool) -> Ops:

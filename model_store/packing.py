@@ -4,19 +4,22 @@ Sequences are grouped by task into segments, and sorted by length inside a segme
 lengths stand together. Knows nothing of weights; works on numbers alone.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_store.ops import Run
+from model_store.ops import Run, Spans
 from model_store.tokenization import Encoding
 
 Read = Literal["cls", "mask", "mean"]
+
+Record = TypeVar("Record", "Batch", Spans)
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Batch:
     read_rows: Tensor  # [R] int64: packed rows that the heads read
     read_sequence: Tensor  # [R] int64: the sequence that each read row belongs to
     segments: tuple[Segment, ...]
-    runs: tuple[Run, ...]  # all rows as queries
-    read_runs: tuple[Run, ...]  # read rows alone as queries
+    spans: Spans  # all rows as queries
+    read_spans: Spans  # read rows alone as queries
     order: tuple[int, ...]  # order[i] is the index, in the caller's items, of packed sequence i
 
     @property
@@ -74,23 +77,14 @@ class Batch:
         """B"""
         return len(self.order)
 
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Lengths of the sequences."""
+        return self.spans.runs
+
     def to(self, device: str) -> "Batch":
         """The batch with its tensors on `device`."""
-        if device == "cpu":
-            return self
-        source = None if self.source is None else self.source.to(device)
-        return Batch(
-            self.token_ids.to(device),
-            self.token_types.to(device),
-            self.positions.to(device),
-            source,
-            self.read_rows.to(device),
-            self.read_sequence.to(device),
-            self.segments,
-            self.runs,
-            self.read_runs,
-            self.order,
-        )
+        return self if device == "cpu" else _moved(self, device)
 
 
 def pack(items: Sequence[Item], layouts: Sequence[Layout]) -> Batch:
@@ -150,10 +144,22 @@ def pack(items: Sequence[Item], layouts: Sequence[Layout]) -> Batch:
         torch.from_numpy(np.concatenate(reads)),
         torch.from_numpy(np.repeat(np.arange(sequence), read_counts)),
         tuple(segments),
-        _runs([(keys, keys) for _, keys in lengths]),
-        _runs(lengths),
+        _spans([(keys, keys) for _, keys in lengths]),
+        _spans(lengths),
         tuple(order),
     )
+
+
+def _moved(record: Record, device: str) -> Record:
+    """A record with all tensors in it, and in the records in it, on `device`."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Spans):
+            changed[field.name] = _moved(value, device)
+    return dataclasses.replace(record, **changed)
 
 
 def _read_rows(layout: Layout, encoding: Encoding) -> NDArray[np.int64]:
@@ -167,6 +173,16 @@ def _read_rows(layout: Layout, encoding: Encoding) -> NDArray[np.int64]:
         rows[0] = 0
         return rows
     raise ValueError(f"unknown read position {layout.read!r}")
+
+
+def _spans(lengths: Sequence[tuple[int, int]]) -> Spans:
+    """Sequences of so many queries and keys each."""
+    counts = torch.tensor(lengths, dtype=torch.int32)
+    starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (0, 0, 1, 0))
+    queries, keys = (max(column) for column in zip(*lengths, strict=True))
+    return Spans(
+        _runs(lengths), starts[:, 0].contiguous(), starts[:, 1].contiguous(), queries, keys
+    )
 
 
 def _runs(lengths: Sequence[tuple[int, int]]) -> tuple[Run, ...]:

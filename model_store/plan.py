@@ -3,7 +3,9 @@
 A task may change the backbone: low-rank deltas, its own LayerNorms, scales of neurons. Serving has
 these *merged* into the slices that the plan gathers anyway (`merged`), so that they cost nothing;
 tuning keeps them *beside* frozen slices (`beside`), where they have gradients of their own size.
-Both give the same answers. `Changes` holds them by their names in an artifact:
+Where all tasks of a batch share the backbone's layers (`Ops.shares_layers`), serving keeps them
+beside, too (`adapter`, `ffn_beside`), and copies no weight. All three give the same answers.
+`Changes` holds them by their names in an artifact:
 
     delta.{l}.{part}.down [r, I] and .up [O, r]    part: q, k, v, o, ffn_in, ffn_out
     norm.{l}.attention.weight/bias [H], norm.{l}.ffn.weight/bias [H]
@@ -14,7 +16,7 @@ Letters: `H` hidden, `K` kept neurons, `P` prompt length, `E` embedding width, `
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -22,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model_store.ops import Ffn, Linear, Norm
+from model_store.ops import Adapter, Ffn, Linear, LowRank, Norm, NormName, Projection
 from model_store.packing import Layout, Read
 
 Part = Literal["q", "k", "v", "heads", "o", "ffn_in", "ffn_out"]
@@ -76,8 +78,9 @@ class VerbalizerHead:
 class Plan:
     """An overlay made ready to run: per-layer slices, prompt, head.
 
-    `layers` is None for a task that shares the backbone's attention and norms with others. Tasks
-    with layers of their own share no work, so each is a batch by itself.
+    `layers` is None for a task that shares the backbone's attention and norms with others; what it
+    changes there is then in `adapters`. Tasks with layers of their own share no work, so each is a
+    batch by itself.
 
     `gate` sees and replaces activations; only localization and tests give one. A gate of ones has
     the attribution as its gradient, and a gate of 0 and 1 is the pruned network.
@@ -89,12 +92,42 @@ class Plan:
     prompt: Tensor | None = None  # [P, E]
     prompt_cache: PromptCache | None = None
     layers: tuple[Layer, ...] | None = None
+    adapters: tuple[Adapter, ...] | None = None
+    table: Tensor | None = None  # made by `Ops.tabulate`
     gate: Gate | None = None
 
     @property
     def layout(self) -> Layout:
         """What `packing.pack` must know of this plan."""
         return Layout(0 if self.prompt is None else len(self.prompt), self.read)
+
+
+def own_bytes(plan: Plan) -> int:
+    """Memory of what a plan holds for itself: the backbone's weights that it reads are not its own.
+
+    A tensor that stands in two places is counted once.
+    """
+    tensors = [plan.prompt, plan.head.weight, plan.head.bias, plan.table]
+    if plan.prompt_cache is not None:
+        tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
+    maps: list[Linear | Norm] = []
+    deltas: list[LowRank | None] = []
+    for ffn in plan.ffn:
+        maps += [] if ffn.neurons is not None else [ffn.inner, ffn.outer]
+        tensors += [ffn.neurons, ffn.scale]
+        if ffn.neurons is not None and ffn.scale is not None:  # whose bias is then shifted, too
+            tensors.append(ffn.outer.bias)
+        deltas += [ffn.inner_delta, ffn.outer_delta]
+    for layer in plan.layers or ():
+        maps += [*layer.projections, layer.attention_out, layer.attention_norm, layer.ffn_norm]
+    for one in plan.adapters or ():
+        maps += one.norms.values()
+        deltas += one.deltas.values()
+        tensors.append(one.heads)
+    tensors += [part.weight for part in maps] + [part.bias for part in maps]
+    tensors += [side for delta in deltas if delta is not None for side in (delta.down, delta.up)]
+    known = {id(tensor): tensor for tensor in tensors if tensor is not None}
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in known.values())
 
 
 def owns_layers(changes: Changes) -> bool:
@@ -120,6 +153,89 @@ def norm_with(norm: Norm, changes: Changes, name: str) -> Norm:
     if weight is None or bias is None:
         return norm
     return Norm(weight.to(norm.weight), bias.to(norm.bias), norm.eps)
+
+
+def adapter(
+    changes: Changes, number: int, heads: Tensor | None, norm: Norm, count: int, *, last: bool
+) -> Adapter:
+    """Layer `number`'s changes of attention and norms beside shared layers of `count` heads.
+
+    Deltas of a task with removed heads have the kept heads `[a]` alone; here they get zeros at
+    the others. Everything takes the precision, the device and the epsilon of `norm`.
+    """
+    deltas: dict[Projection, LowRank] = {}
+    hidden = len(norm.weight)
+    rows = slice(None) if heads is None else _head_rows(heads, hidden // count)
+    name = f"delta.{number}"
+    if f"{name}.q.down" in changes:
+        downs = [changes[f"{name}.{part}.down"].to(norm.weight) for part in "qkv"]
+        ups = [
+            _spread(changes[f"{name}.{part}.up"], rows, hidden).to(norm.weight) for part in "qkv"
+        ]
+        if last:
+            deltas["q"] = LowRank(downs[0], ups[0])
+            deltas["kv"] = LowRank(torch.cat(downs[1:]), _diagonal(ups[1:]))
+        else:
+            deltas["qkv"] = LowRank(torch.cat(downs), _diagonal(ups))
+    if f"{name}.o.down" in changes:
+        down = _spread(changes[f"{name}.o.down"].t(), rows, hidden).t()
+        deltas["o"] = LowRank(
+            down.to(norm.weight).contiguous(), changes[f"{name}.o.up"].to(norm.weight)
+        )
+    names: tuple[NormName, ...] = ("attention", "ffn")
+    norms = {
+        which: norm_with(norm, changes, f"norm.{number}.{which}")
+        for which in names
+        if f"norm.{number}.{which}.weight" in changes
+    }
+    kept = None
+    if heads is not None:
+        kept = norm.weight.new_zeros(count)
+        kept[heads.long()] = 1
+    return Adapter(deltas, norms, kept)
+
+
+def ffn_beside(whole: Ffn, neurons: Tensor, changes: Changes, number: int) -> Ffn:
+    """The backbone's `whole` network of layer `number` cut down to `neurons [K]` without a copy."""
+    like = whole.inner.weight
+    shift, scale = changes.get(f"ffn.{number}.bias"), changes.get(f"ffn.{number}.scale")
+    outer = whole.outer
+    if shift is not None and outer.bias is not None:
+        outer = Linear(outer.weight, (outer.bias.float() + shift.to(like.device)).to(like.dtype))
+    narrow = torch.int16 if len(like) <= torch.iinfo(torch.int16).max else torch.int32
+    return Ffn(
+        whole.inner,
+        outer,
+        None if scale is None else scale.to(like),
+        neurons.to(device=like.device, dtype=narrow),
+        _low_rank(changes, f"delta.{number}.ffn_in", like),
+        _low_rank(changes, f"delta.{number}.ffn_out", like),
+    )
+
+
+def _low_rank(changes: Changes, name: str, like: Tensor) -> LowRank | None:
+    if f"{name}.down" not in changes:
+        return None
+    down, up = changes[f"{name}.down"].to(like), changes[f"{name}.up"].to(like)
+    return LowRank(down.contiguous(), up.contiguous())
+
+
+def _head_rows(heads: Tensor, width: int) -> Tensor:
+    """Rows of the kept heads `[a]` among those of all: `[ad]`."""
+    return (heads.long()[:, None] * width + torch.arange(width)).flatten()
+
+
+def _diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """The blocks along the diagonal of a matrix of zeros."""
+    result: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _spread(rows: Tensor, places: Tensor | slice, count: int) -> Tensor:
+    """`rows [n, r]` at their `places` among `count` rows, zeros elsewhere."""
+    result = rows.new_zeros(count, rows.shape[1])
+    result[places] = rows
+    return result
 
 
 def beside(plan: Plan, changes: Changes) -> Plan:
