@@ -125,7 +125,7 @@ constexpr size_t HUGE_PAGE = 1 << 21;
 // come from afar, and are read as seldom as rows stay in the second-level cache.
 static int block_bytes() {
     static const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return int(std::clamp(cache / 2, 1L << 18, 1L << 22));
+    return int(std::clamp(cache * 3 / 8, 1L << 18, 1L << 22));
 }
 
 template <class T>
@@ -542,50 +542,33 @@ class Forward {
         return {scratch, rank, (int(delta.rank) + PER - 1) / PER, delta.up};
     }
 
-    // One group of outputs for all rows of a block: `out(row, j, x)` gets the 16 outputs from j on, and
-    // writes them to `place` of the row. `columns` is the first output as `scales`, `sums` and
-    // `side.up` count it.
-    template <class To, class Out>
+    // One group of outputs for all rows of a block: `out(row, j, x)` gets the 16 outputs from j on.
+    // `columns` is the first output as `scales`, `sums` and `side.up` count it.
+    template <class Out>
     void group(const Rows& in, int64_t width, const Block& block, bool bytes, const uint32_t* const* panels,
                int count, int units, const float* scales, const int32_t* sums, const Side& side, int columns,
-               To* place, int64_t stride, Out out) {
-        alignas(64) float products[CHUNK * ROWS * COLUMNS];
+               Out out) {
+        alignas(64) float c[ROWS * COLUMNS];
         const char* a = bytes ? reinterpret_cast<const char*>(in.bytes) : reinterpret_cast<const char*>(in.low);
         const int64_t lda = width * (bytes ? 1 : int64_t(sizeof(Low)));
-        const int parts = (block.rows + ROWS - 1) / ROWS, steps = std::max(1, (units + UNITS - 1) / UNITS);
-        for (int chunk = 0; chunk < parts; chunk += CHUNK) {
-            const int end = std::min(parts, chunk + CHUNK);
-            for (int step = 0; step < steps; ++step) {
-                const int u = units / LANES * step / steps * LANES;
-                const int some = (step + 1 < steps ? units / LANES * (step + 1) / steps * LANES : units) - u;
-                const uint32_t* at[PANELS];
-                for (int p = 0; p < count; ++p) at[p] = panels[p] + u * LANES;
-                for (int part = chunk; part < end; ++part) {
-                    const int r = part * ROWS, m = std::min(ROWS, block.rows - r);
-                    const int64_t row = block.row + r;
-                    float* c = products + (part - chunk) * ROWS * COLUMNS;
-                    if (step + 1 == steps) {
-                        // The rows are written to soon, and are elsewhere by now.
-                        for (int i = 0; i < m; ++i)
-                            for (int j = 0; j < count * LANES; j += 64 / int(sizeof(To)))
-                                __builtin_prefetch(place + (row + i) * stride + j, 1, 3);
-                    }
-                    if (bytes) product<BYTES>(a + row * lda + 4 * u, lda, m, at, count, some, c, step > 0);
-                    else product<LOW>(a + row * lda + 4 * u, lda, m, at, count, some, c, step > 0);
-                    if (step + 1 < steps) continue;
-                    if (bytes && !side.rows) {
-                        dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
-                                   [&](int i, int j, floats x) { out(row + i, j, x); });
-                        continue;
-                    }
-                    if (bytes)
-                        dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
-                                   [&](int i, int j, floats x) { store(c + i * COLUMNS + j, x); });
-                    beside(side, r, m, columns, count, c);
-                    for (int i = 0; i < m; ++i)
-                        for (int j = 0; j < count * LANES; j += LANES) out(row + i, j, load(c + i * COLUMNS + j));
+        for (int r = 0; r < block.rows; r += ROWS) {
+            const int m = std::min(ROWS, block.rows - r);
+            const int64_t row = block.row + r;
+            if (bytes) {
+                product<BYTES>(a + row * lda, lda, m, panels, count, units, c);
+                if (!side.rows) {
+                    dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
+                               [&](int i, int j, floats x) { out(row + i, j, x); });
+                    continue;
                 }
+                dequantise(c, m, count, in.scales + row, in.zeros + row, scales, sums,
+                           [&](int i, int j, floats x) { store(c + i * COLUMNS + j, x); });
+            } else {
+                product<LOW>(a + row * lda, lda, m, panels, count, units, c);
             }
+            beside(side, r, m, columns, count, c);
+            for (int i = 0; i < m; ++i)
+                for (int j = 0; j < count * LANES; j += LANES) out(row + i, j, load(c + i * COLUMNS + j));
         }
     }
 
@@ -679,7 +662,7 @@ class Forward {
                 }
                 const int64_t place = (ld == size_.AD ? 0 : part * size_.AD) + column;
                 group(in, Hp, block, weights.bytes, panels, count, units, scales, sums,
-                      own ? sides[part] : Side{}, column, to + place, ld, [&](int64_t row, int j, floats x) {
+                      own ? sides[part] : Side{}, column, [&](int64_t row, int j, floats x) {
                           store(to + row * ld + place + j, x + load(bias + j));
                       });
             }
@@ -711,7 +694,7 @@ class Forward {
             if (!some) {
                 group(attended_, AD, block, weights.bytes, panels, PANELS, units,
                       weights.bytes ? weights.out.scales + column : nullptr,
-                      weights.bytes ? weights.out.sums + column : nullptr, side, column, rows.x + column, Hp, out);
+                      weights.bytes ? weights.out.sums + column : nullptr, side, column, out);
                 continue;
             }
             // Heads that are kept, one after the other: their inputs stand together in the rows.
@@ -770,7 +753,7 @@ class Forward {
             const uint32_t* panels[PANELS];
             for (int p = 0; p < PANELS; ++p) panels[p] = source + p * int64_t(units) * LANES;
             group(in, Hp, block, weights.bytes, panels, PANELS, units, scales, sums, side, column,
-                  inner_.low + column, widest_, [&](int64_t row, int j, floats x) {
+                  [&](int64_t row, int j, floats x) {
                       x = activate<ROUNDED>(x + load(bias + j), activation);
                       if (own.scales) x *= load(own.scales + column + j);
                       store(inner_.low + row * widest_ + column + j, x);
@@ -802,7 +785,7 @@ class Forward {
             for (int p = 0; p < PANELS; ++p) panels[p] = source + p * int64_t(units) * LANES;
             group(inner_, widest_, block, weights.bytes, panels, PANELS, units,
                   weights.bytes ? weights.out_scales + column : nullptr, sums, side, column,
-                  rows.x + column, Hp, [&](int64_t row, int j, floats x) {
+                  [&](int64_t row, int j, floats x) {
                       float* to = rows.x + row * Hp + column + j;
                       store(to, load(to) + (x + load(bias + column + j)));
                   });
@@ -852,7 +835,7 @@ class Forward {
         const int64_t ld = 3 * AD;
         const int units = dp / PER;
         // Keys as inputs of the second product: whole units, and whole tiles where tiles will be used.
-        const int keys = up(n, n > 48 ? 32 : LANES);
+        const int keys = up(n, std::max(LANES, WHOLE_UNITS * PER));
         const int key_units = keys / PER;
         Scratch& own = scratch(me);
         Low* weights = own.weights;

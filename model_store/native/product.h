@@ -13,14 +13,8 @@
 namespace taskbone {
 
 constexpr int ROWS = 32;
-// Panels and units of one call, and calls after one another with the same weights. AMX loads a tile of
-// weights for every 16 rows: they should stay in the first-level cache from one call to the next.
-#if defined(__AMX_TILE__)
-constexpr int PANELS = 2, UNITS = 192, CHUNK = 4;
-#else
-constexpr int PANELS = 4, UNITS = 1 << 20, CHUNK = 1;
-#endif
-constexpr int COLUMNS = PANELS * LANES;    // of the result `[ROWS][COLUMNS]`
+constexpr int PANELS = 4;                // of one call
+constexpr int COLUMNS = PANELS * LANES;  // of the result `[ROWS][COLUMNS]`
 
 enum class Type { FLOAT, BF16, BYTE };
 
@@ -95,9 +89,7 @@ template <Type T>
 inline void by_vectors(const char* a, int64_t lda, int m, const uint32_t* const* panels, int count,
                        int units, float* c, bool add) {
 #if defined(__AVX512F__)
-    if constexpr (PANELS == 4) {
-        if (count == 4) return tiles<T, 4>(a, lda, m, panels, units, c, add);
-    }
+    if (count == 4) return tiles<T, 4>(a, lda, m, panels, units, c, add);
     if (count >= 2) {
         tiles<T, 2>(a, lda, m, panels, units, c, add);
         panels += 2, c += 2 * LANES, count -= 2;
@@ -106,6 +98,12 @@ inline void by_vectors(const char* a, int64_t lda, int m, const uint32_t* const*
     for (; count > 0; --count, ++panels, c += LANES)
         tiles<T, 1>(a, lda, m, panels, units, c, add);
 }
+
+#if defined(__AMX_TILE__)
+constexpr int WHOLE_UNITS = 16;  // products of so many units at a time are by tiles
+#else
+constexpr int WHOLE_UNITS = 1;
+#endif
 
 // -- AMX: tiles of 16 rows by 16 units, two by two -----------------------------------------------
 
@@ -126,6 +124,7 @@ struct alignas(64) TileShapes {
 template <Type T>
 inline void by_tiles(const char* a, int64_t lda, int m, const uint32_t* const* panels, int count,
                      int units, float* c, bool add) {
+    asm volatile("" ::: "memory");  // the compiler does not know that tile loads read memory
     constexpr int ldc = COLUMNS * 4;
     const bool two_rows = m > 16;
     const char* a1 = a + 16 * lda;
@@ -187,6 +186,7 @@ inline void open_tiles() {
 #if defined(__AMX_TILE__)
     TileShapes shapes;
     for (int t = 0; t < 8; ++t) shapes.bytes[t] = 64, shapes.rows[t] = 16;
+    asm volatile("" : : "r"(&shapes) : "memory");  // the intrinsic declares too little of it as read
     _tile_loadconfig(&shapes);
 #endif
 }
@@ -204,7 +204,7 @@ inline void product(const char* a, int64_t lda, int m, const uint32_t* const* pa
                     int units, float* c, bool add = false) {
 #if defined(__AMX_TILE__)
     if constexpr (T != Type::FLOAT) {
-        if (units % 16 == 0) return by_tiles<T>(a, lda, m, panels, count, units, c, add);
+        if (units % WHOLE_UNITS == 0) return by_tiles<T>(a, lda, m, panels, count, units, c, add);
     }
 #endif
     by_vectors<T>(a, lda, m, panels, count, units, c, add);
