@@ -37,9 +37,11 @@ bench: setup ## Measure speed and, with DATA=folder, accuracy
 	$(IN_VENV) benchmarks.server
 	$(IN_VENV) benchmarks.gpu
 ifneq ($(DATA),)
+	$(IN_VENV) benchmarks.engine --data $(DATA)
+	$(IN_VENV) benchmarks.precision --data $(DATA) --out docs/results
 	$(IN_VENV) benchmarks.quality --data $(DATA) --out docs/results
 else
-	@echo "The quality benchmark needs the data sets: make bench DATA=folder"
+	@echo "Most benchmarks need the data sets: make bench DATA=folder"
 endif
 
 schema: setup ## Write the manifest's JSON Schema again after a change of the format

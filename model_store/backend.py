@@ -15,15 +15,23 @@ from numpy.typing import NDArray
 from model_store.artifact import Overlay
 from model_store.backbone import EncoderConfig
 from model_store.encoder import Encoder
+from model_store.gpu import gpu_ops, gpu_seconds, measure_ffn, warm_up
 from model_store.native import NativeBackend, Precision, builds
-from model_store.ops import Linear, Norm, fast_bf16
+from model_store.ops import fast_bf16
 from model_store.ops_onednn import fastest_ops
 from model_store.packing import Item, pack
-from model_store.plan import Plan
+from model_store.plan import Plan, own_bytes
 from model_store.tokenization import Encoding
 
 AT_ONCE = 64
 """Sequences of one forward of `answer_all`."""
+
+_TYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 class AnyPlan(Protocol):
@@ -62,32 +70,39 @@ class Backend(Protocol[P]):
 
 @dataclass(frozen=True, eq=False)
 class TorchPlan:
-    """A plan of the encoder's, and its memory."""
+    """A plan of the encoder's, what it was made of, and its memory."""
 
     plan: Plan
+    overlay: Overlay
     parts: Mapping[Hashable, int]
 
 
 class TorchBackend:
     """The encoder in torch, on any device."""
 
-    def __init__(self, encoder: Encoder, threads: int) -> None:
+    def __init__(self, encoder: Encoder, threads: int, *, slices: bool = False) -> None:
+        """`slices`: a warm plan has its neurons cut out, where they could be read by number."""
         self._encoder = encoder
         self._threads = threads
-        self.precision: Precision = "bf16" if encoder.ops.dtype == torch.bfloat16 else "fp32"
+        self._slices = slices and encoder.ops.shares_layers
+        self.precision: Precision = _NAMES[encoder.ops.dtype]
         self.name = f"torch on {encoder.ops.device}, {self.precision}"
         # oneDNN compiles a kernel for every new shape.
-        self.warm_up_lengths: Sequence[int] = range(8, 65, 8)
+        on_cpu = encoder.ops.device == "cpu"
+        self.warm_up_lengths: Sequence[int] = range(8, 65, 8) if on_cpu else ()
 
     def plan(self, overlay: Overlay) -> TorchPlan:
-        """The overlay's slices, gathered and packed."""
-        with torch.inference_mode():
-            plan = overlay.plan(self._encoder)
-        return TorchPlan(plan, {object(): plan_bytes(plan)})
+        """The overlay, its neurons read by number where that is possible, else gathered."""
+        return self._plan(overlay, sliced=False)
 
     def warm(self, plan: TorchPlan) -> TorchPlan:
-        """The plan: it was made ready at once."""
-        return plan
+        """A plan with its neurons cut out, where that is faster."""
+        return self._plan(plan.overlay, sliced=True) if self._slices else plan
+
+    def _plan(self, overlay: Overlay, *, sliced: bool) -> TorchPlan:
+        with torch.inference_mode():
+            plan = overlay.plan(self._encoder, sliced=sliced)
+        return TorchPlan(plan, overlay, {object(): own_bytes(plan)})
 
     def answer(self, items: Sequence[Item], plans: Sequence[TorchPlan]) -> list[NDArray[Any]]:
         """Probabilities; one forward for all tasks that share the backbone's attention."""
@@ -95,7 +110,7 @@ class TorchBackend:
         torch.set_num_threads(self._threads)
         answers: dict[int, NDArray[Any]] = {}
         with torch.inference_mode():
-            for together in _shared(items, plans):
+            for together in self._together(items, plans):
                 segments = sorted({items[index].segment for index in together})
                 number = {segment: new for new, segment in enumerate(segments)}
                 group = [plans[segment].plan for segment in segments]
@@ -111,29 +126,16 @@ class TorchBackend:
                 answers |= {together[at]: row for at, row in zip(batch.order, rows, strict=True)}
         return [answers[index] for index in range(len(items))]
 
+    def _together(self, items: Sequence[Item], plans: Sequence[TorchPlan]) -> list[list[int]]:
+        """Indices of the items that one forward serves: tasks with layers of their own are alone.
 
-def _shared(items: Sequence[Item], plans: Sequence[TorchPlan]) -> list[list[int]]:
-    """Indices of the items that one forward serves: tasks with layers of their own are alone.
-
-    Such tasks have no weights of a layer in common with others; see decision 0008.
-    """
-    groups: dict[int, list[int]] = {}
-    for index, item in enumerate(items):
-        own = plans[item.segment].plan.layers is not None
-        groups.setdefault(item.segment if own else -1, []).append(index)
-    return list(groups.values())
-
-
-def plan_bytes(plan: Plan) -> int:
-    """Memory of a plan's own tensors: slices, layers, prompt and what is cached of it, head."""
-    maps: list[Linear | Norm] = [linear for ffn in plan.ffn for linear in (ffn.inner, ffn.outer)]
-    for layer in plan.layers or ():
-        maps += [*layer.projections, layer.attention_out, layer.attention_norm, layer.ffn_norm]
-    tensors = [part.weight for part in maps] + [part.bias for part in maps]
-    tensors += [plan.head.weight, plan.head.bias, plan.prompt]
-    if plan.prompt_cache is not None:
-        tensors += [plan.prompt_cache.hidden, plan.prompt_cache.qkv]
-    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors if tensor is not None)
+        Such tasks have no weights of a layer in common with others; see decision 0008.
+        """
+        groups: dict[int, list[int]] = {}
+        for index, item in enumerate(items):
+            own = plans[item.segment].plan.layers is not None
+            groups.setdefault(item.segment if own else -1, []).append(index)
+        return list(groups.values())
 
 
 def answer_all(
@@ -173,12 +175,20 @@ def choose(
         wide = [build for build in native if build != "avx2"]
         wanted: Precision = precision or ("bf16" if wide else "fp32")
         usable = native if wanted == "fp32" else wide
-        if usable and NativeBackend.supports(config):
+        if usable and wanted != "fp16" and NativeBackend.supports(config):
             return NativeBackend(config, tensors, wanted, threads, usable[0])
     if precision == "int8":
         raise ValueError(
             "int8 needs the native forward on a processor with AVX-512 VNNI and BF16: choose bf16 "
             "or fp32"
         )
-    bf16 = precision == "bf16" or (precision is None and fast_bf16(device))
-    return TorchBackend(Encoder(config, tensors, fastest_ops(device, bf16=bf16)), threads)
+    if device == "cpu":
+        if precision == "fp16":
+            raise ValueError("fp16 needs a CUDA device: choose bf16 or fp32")
+        bf16 = precision == "bf16" or (precision is None and fast_bf16(device))
+        return TorchBackend(Encoder(config, tensors, fastest_ops(device, bf16=bf16)), threads)
+    half: Precision = "bf16" if fast_bf16(device) else "fp16"
+    encoder = Encoder(config, tensors, gpu_ops(_TYPES[precision or half], device))
+    warm_up(encoder)
+    slices = encoder.ops.shares_layers and measure_ffn(encoder, gpu_seconds).slices_pay
+    return TorchBackend(encoder, threads, slices=slices)

@@ -33,7 +33,8 @@ from model_store.ops import activate
 from model_store.packing import Item
 from model_store.plan import Changes
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""Number formats of all backends; the native forward has no fp16."""
 Build = Literal["amx", "avx512", "avx2"]
 
 NEEDS: dict[Build, tuple[str, ...]] = {

@@ -40,7 +40,7 @@ class ServeConfig(Frozen):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32", "int8"] = "auto"
     engine_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one replica's forward; 0: all cores."""
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0

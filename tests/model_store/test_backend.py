@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model_store.artifact import Overlay, probabilities
 from model_store.backbone import Backbone
-from model_store.backend import TorchBackend, choose, plan_bytes
+from model_store.backend import TorchBackend, choose
 from model_store.encoder import Encoder
 from model_store.native import NativeBackend, builds
 from model_store.ops import TorchOps
@@ -118,19 +118,19 @@ def test_a_plan_in_torch_is_as_warm_as_it_gets(tiny: tuple[Store, Backbone]) -> 
     overlay = random_overlay(tiny[1])
     plan, other = backend.plan(overlay), backend.plan(overlay)
     assert backend.warm(plan) is plan
-    assert sum(plan.parts.values()) == plan_bytes(plan.plan)
+    assert sum(plan.parts.values()) == own_bytes(plan.plan)
     assert not set(plan.parts) & set(other.parts), "each has memory of its own"
 
 
 def test_layers_of_its_own_count_as_memory(tiny: tuple[Store, Backbone]) -> None:
     encoder = fp32_encoder(tiny[1])
     config = tiny[1].config
-    shared = plan_bytes(random_overlay(tiny[1]).plan(encoder))
+    shared = own_bytes(random_overlay(tiny[1]).plan(encoder))
     attention = 4 * config.hidden * (config.hidden + 1)  # q, k, v, o and their biases
     norms = 4 * config.hidden
-    own = plan_bytes(random_overlay(tiny[1], norms=True).plan(encoder))
+    own = own_bytes(random_overlay(tiny[1], norms=True).plan(encoder))
     assert own - shared == 4 * config.layers * (attention + norms), "all of it in fp32"
-    half = plan_bytes(random_overlay(tiny[1], heads=0.5).plan(encoder))
+    half = own_bytes(random_overlay(tiny[1], heads=0.5).plan(encoder))
     assert shared < half < own
 
 
