@@ -16,7 +16,7 @@ from model_store.encoder import Encoder
 from model_store.native import NativeBackend, builds
 from model_store.ops import TorchOps
 from model_store.packing import Batch, Item
-from model_store.plan import Plan
+from model_store.plan import Plan, own_bytes
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
 from tests.overlays import fp32_encoder, random_overlay
