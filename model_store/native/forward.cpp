@@ -158,8 +158,11 @@ struct Sequence {
     int token, segment, answer;
 };
 
-static void split(std::vector<Block>& blocks, int row, int rows, int segment, int largest) {
-    const int parts = (rows + largest - 1) / largest;
+// As many blocks as threads, or twice as many and so on, where there are rows enough: who ends a block
+// finishes its rows alone.
+static void split(std::vector<Block>& blocks, int row, int rows, int segment, int largest, int members) {
+    int parts = (rows + largest - 1) / largest;
+    if (rows >= 2 * ROWS * members) parts = up(parts, members);
     for (int part = 0; part < parts; ++part) {
         const int first = int(int64_t(rows) * part / parts), end = int(int64_t(rows) * (part + 1) / parts);
         blocks.push_back({row + first, end - first, segment});
@@ -282,14 +285,14 @@ class Forward {
         sequences_.resize(batch_.sequences);
         block_ = std::clamp(block_bytes() / (size_.Hp * (PRECISION == 2 ? 1 : int(sizeof(Low)))) / ROWS * ROWS, 64, 4096);
         auto share = [&](int until_row, int until_read) {
-            split(blocks_, shared_row, until_row - shared_row, -1, block_);
-            split(read_blocks_, shared_read, until_read - shared_read, -1, block_);
+            split(blocks_, shared_row, until_row - shared_row, -1, block_, team_.size());
+            split(read_blocks_, shared_read, until_read - shared_read, -1, block_, team_.size());
             shared_row = until_row, shared_read = until_read;
         };
         bool any_cached = false;
         int text_from = 0;
         auto project_texts = [&](int until) {
-            split(text_blocks_, text_from, until - text_from, -1, block_);
+            split(text_blocks_, text_from, until - text_from, -1, block_, team_.size());
             text_from = until;
         };
         for (int segment = 0; segment < batch_.segments; ++segment) {
@@ -307,15 +310,15 @@ class Forward {
             for (int s = first; s < sequence; ++s) sequences_[s].prompt = rows_, rows_ += task.prompt;
             const bool cached = task.prompt && task.prompt_hidden;
             const int projected_end = cached ? texts_end : rows_;
-            split(ffn_blocks_, row, rows_ - row, segment, block_);
-            split(read_ffn_blocks_, read, reads_ - read, segment, block_);
+            split(ffn_blocks_, row, rows_ - row, segment, block_, team_.size());
+            split(read_ffn_blocks_, read, reads_ - read, segment, block_, team_.size());
             if (task.own_attention) {
                 share(row, read);
-                split(blocks_, row, rows_ - row, segment, block_);
-                split(read_blocks_, read, reads_ - read, segment, block_);
+                split(blocks_, row, rows_ - row, segment, block_, team_.size());
+                split(read_blocks_, read, reads_ - read, segment, block_, team_.size());
                 shared_row = rows_, shared_read = reads_;
                 project_texts(row);
-                split(text_blocks_, row, projected_end - row, segment, block_);
+                split(text_blocks_, row, projected_end - row, segment, block_, team_.size());
                 text_from = rows_;
             } else if (cached) {
                 project_texts(texts_end);
