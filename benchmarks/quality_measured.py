@@ -24,11 +24,11 @@ from examples.ready_made import add_backbone
 from localization.config import DataConfig
 from localization.costs import ROWS, plan_of, time_forwards
 from localization.data import Rows, load_rows
-from localization.network import predict
 from localization.selection import Kept
 from model_store import artifact
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
+from model_store.backend import answer_all, choose
 from model_store.encoder import Encoder
 from model_store.ops import fast_bf16
 from model_store.ops_onednn import fastest_ops
@@ -194,12 +194,18 @@ def labels_equal(
 
     Publishes the overlays in `store`, which must hold the backbone alone; sets are mixed.
     """
-    encoder = serving_encoder(backbone)
+    backend = choose(
+        backbone.config,
+        backbone.tensors,
+        device="cpu",
+        precision=None,
+        threads=torch.get_num_threads(),
+    )
     expected: dict[str, list[str]] = {}
     for name, content in contents.items():
         overlay = artifact.read(content, backbone.config, backbone.fingerprint)
         encodings = texts_of(backbone, overlay).encode(rows[name].inputs)
-        best = predict(encoder, overlay.plan(encoder), encodings).argmax(dim=1).tolist()
+        best = answer_all(backend, overlay, encodings).argmax(dim=1).tolist()
         expected[name] = [overlay.manifest.labels[number] for number in best]
         store.publish(artifact.verify(content, backbone.config, backbone.fingerprint))
     given = asyncio.run(_ask_all(store, {name: rows[name] for name in contents}))

@@ -255,22 +255,42 @@ inline void pack_rows(const char* const rows[LANES], int units, uint32_t* panel)
         for (int i = 0; i < LANES; ++i) std::memcpy(panel + u * LANES + i, rows[i] + 4 * u, 4);
 }
 
-// `count` panels whose inputs are rows: row `i` holds input i of all outputs. A unit's rows are
-// woven into one another.
+// Element by element from one row after the other, 16 of each: a unit of 16 outputs.
+#define TASKBONE_IN_TURN 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, \
+                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+
+inline void weave(const float* const from[1], uint32_t* to) { std::memcpy(to, from[0], 64); }
+
+inline void weave(const bf16* const from[2], uint32_t* to) {
+    halves rows[2];
+    for (int e = 0; e < 2; ++e) std::memcpy(&rows[e], from[e], sizeof rows[e]);
+    const auto both = __builtin_shufflevector(rows[0], rows[1], TASKBONE_IN_TURN);
+    std::memcpy(to, &both, 64);
+}
+
+inline void weave(const uint8_t* const from[4], uint32_t* to) {
+    bytes rows[4];
+    for (int e = 0; e < 4; ++e) std::memcpy(&rows[e], from[e], sizeof rows[e]);
+    const auto upper = (halves)__builtin_shufflevector(rows[0], rows[1], TASKBONE_IN_TURN);
+    const auto lower = (halves)__builtin_shufflevector(rows[2], rows[3], TASKBONE_IN_TURN);
+    const auto all_four = __builtin_shufflevector(upper, lower, TASKBONE_IN_TURN);
+    std::memcpy(to, &all_four, 64);
+}
+
+#undef TASKBONE_IN_TURN
+
+// `count` panels whose inputs are rows: row `i` holds input i of all outputs.
 template <Type T>
 inline void pack_columns(const char* const rows[], int units, int count, uint32_t* const* panels) {
     typedef typename Element<T>::type E;
     constexpr int per = Element<T>::per_unit;
-    for (int u = 0; u < units; ++u) {
+    for (int u = 0; u < units; ++u)
         for (int p = 0; p < count; ++p) {
-            E* to = reinterpret_cast<E*>(panels[p] + u * LANES);
             const E* from[per];
             for (int e = 0; e < per; ++e)
                 from[e] = reinterpret_cast<const E*>(rows[u * per + e]) + p * LANES;
-            for (int i = 0; i < LANES; ++i)
-                for (int e = 0; e < per; ++e) to[i * per + e] = from[e][i];
+            weave(from, panels[p] + u * LANES);
         }
-    }
 }
 
 }  // namespace taskbone
