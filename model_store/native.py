@@ -232,8 +232,9 @@ class PackedFfn:
 
     @property
     def bytes(self) -> int:
-        """Memory in bytes."""
-        return sum(tensor.nbytes for tensor in (self.in_panels, self.out_panels, self.sums))
+        """Memory in bytes: of large parts, whole huge pages."""
+        sizes = (part.nbytes for part in (self.in_panels, self.out_panels, self.sums))
+        return sum(_up(size, HUGE_PAGE) if size >= HUGE_PAGE else size for size in sizes)
 
 
 class NativeBackend:
