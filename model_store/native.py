@@ -232,9 +232,8 @@ class PackedFfn:
 
     @property
     def bytes(self) -> int:
-        """Memory in bytes: of large parts, whole huge pages."""
-        sizes = (part.nbytes for part in (self.in_panels, self.out_panels, self.sums))
-        return sum(_up(size, HUGE_PAGE) if size >= HUGE_PAGE else size for size in sizes)
+        """Memory in bytes."""
+        return sum(part.nbytes for part in (self.in_panels, self.out_panels, self.sums))
 
 
 class NativeBackend:
@@ -625,7 +624,7 @@ def _empty(size: int) -> Tensor:
     """Memory of `size` bytes, in huge pages where it is as large: weights are read end to end."""
     if size < HUGE_PAGE:
         return torch.empty(size, dtype=torch.uint8)
-    memory = mmap.mmap(-1, _up(size, HUGE_PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8, count=size)

@@ -199,3 +199,8 @@ def test_a_backbone_that_the_native_forward_cannot_run_is_served_by_torch(
     monkeypatch.setattr(NativeBackend, "supports", lambda config: False)
     for precision in ("fp32", "bf16"):
         assert isinstance(_choose(tiny[1], precision=precision), TorchBackend)
+
+
+def test_half_precision_is_for_gpus(tiny: tuple[Store, Backbone]) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a CUDA device"):
+        _choose(tiny[1], precision="fp16")

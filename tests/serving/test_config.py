@@ -31,7 +31,7 @@ def test_a_config_is_never_altered(tmp_path: Path) -> None:
         ("port", 65536),
         ("replicas", 0),
         ("device", "tpu"),
-        ("precision", "fp16"),
+        ("precision", "fp8"),
         ("engine_threads", -1),
         ("max_batch_tokens", -1),
         ("max_body_bytes", 0),
