@@ -46,7 +46,7 @@ class Overlay:
 
     @property
     def owns_layers(self) -> bool:
-        """Whether its attention is its own, so that it shares no batch with other tasks."""
+        """Whether its attention is its own: in torch on the CPU it is then a batch by itself."""
         return self.heads is not None or owns_layers(self.changes)
 
     def plan(self, encoder: Encoder, *, sliced: bool = True) -> Plan:

@@ -47,7 +47,7 @@ P = TypeVar("P", bound=AnyPlan)
 
 
 class Backend(Protocol[P]):
-    """`answer` is called by one thread, `plan` and `warm` by one other at a time."""
+    """`answer` and `plan` are called by one thread, `warm` by another beside it."""
 
     precision: Precision
     name: str

@@ -239,7 +239,7 @@ class PackedFfn:
 class NativeBackend:
     """A backbone packed for the native forward in one precision.
 
-    `answer` is for one thread at a time, `plan` and `warm` for one other.
+    `answer` and `plan` are for one thread at a time, `warm` for one other beside it.
     """
 
     def __init__(

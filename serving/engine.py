@@ -233,7 +233,10 @@ class Engine(Generic[P]):
             if sequence.request.observed:
                 counts[servable.task] = counts.get(servable.task, 0) + 1
         if counts:
-            self._observer.batch(counts, tokens, time.perf_counter() - started)
+            try:
+                self._observer.batch(counts, tokens, time.perf_counter() - started)
+            except Exception:
+                logger.exception("the observer failed; requests are answered all the same")
         return rows
 
 

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, Protocol
 
 from model_store.artifact import Overlay
@@ -73,9 +73,9 @@ class PlanCache(Generic[P]):
             if plan is not None:
                 self._ready.move_to_end(digest)
                 self._warm.move_to_end(digest)
-                self._observer.plan_lookup("hit")
+                self._tell(self._observer.plan_lookup, "hit")
                 return plan
-            self._observer.plan_lookup("miss")
+            self._tell(self._observer.plan_lookup, "miss")
             plan = self._ready.get(digest)
             if plan is not None:
                 self._ready.move_to_end(digest)
@@ -150,7 +150,7 @@ class PlanCache(Generic[P]):
             self._warm[digest] = plan
             self._add(plan)
             self._make_room()
-        self._observer.plan_built(time.perf_counter() - started)
+        self._tell(self._observer.plan_built, time.perf_counter() - started)
 
     def _give_up(self, digest: str) -> None:
         """Do not try again at every request."""
@@ -163,15 +163,22 @@ class PlanCache(Generic[P]):
         while self.bytes > self._budget and len(self._warm) > 1:
             _, warm = self._warm.popitem(last=False)
             self._remove(warm)
-            self._observer.plan_evicted()
+            self._tell(self._observer.plan_evicted)
         while self.bytes > self._budget and len(self._ready) > 1:
             digest, ready = self._ready.popitem(last=False)
             self._remove(ready)
             self._given_up.discard(digest)
             if warm_too := self._warm.pop(digest, None):
                 self._remove(warm_too)
-                self._observer.plan_evicted()
-        self._observer.plan_bytes(self.bytes)
+                self._tell(self._observer.plan_evicted)
+        self._tell(self._observer.plan_bytes, self.bytes)
+
+    def _tell(self, what: Callable[..., None], *figures: object) -> None:
+        """Counting must cost no answer."""
+        try:
+            what(*figures)
+        except Exception:
+            logger.exception("the observer failed; requests are answered all the same")
 
     def _add(self, plan: P) -> None:
         for key, size in plan.parts.items():

@@ -291,11 +291,14 @@ def test_requests_that_left_make_room(setup: Setup) -> None:
     assert kept.result(30).probabilities.shape == (5, 3)
 
 
-def test_a_failing_observer_stops_no_answer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tokens: int) -> None:
+@pytest.mark.parametrize("what", ["queued", "batch"])
+def test_a_failing_observer_stops_no_answer(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*figures: object) -> None:
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr(setup.observed, "queued", fail)
+    monkeypatch.setattr(setup.observed, what, fail)
     answer = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS)).result(30)
     assert answer.probabilities.shape == (5, 2)
 

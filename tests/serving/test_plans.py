@@ -79,6 +79,22 @@ def test_a_plan_is_ready_at_once_and_warm_later(make: Make) -> None:
     assert cache.backend.warmed == ["a", "b"], "and warm once, however often it was asked"
 
 
+@pytest.mark.parametrize("what", ["plan_lookup", "plan_built", "plan_bytes", "plan_evicted"])
+def test_a_failing_observer_stops_no_plan(
+    make: Make, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*figures: object) -> None:
+        raise OSError(28, "no space left")
+
+    cache = make(budget=250)
+    monkeypatch.setattr(cache.heard, what, fail)
+    for task in "abcabcbcc":  # c more often than what it takes the place of
+        cache.get(task)
+        cache.plans.settle()
+    assert cache.get("c").is_warm
+    assert cache.backend.warmed == ["a", "b", "c"]
+
+
 def test_the_observer_hears_everything(make: Make) -> None:
     cache = make(budget=250)
     cache.backend.door.clear()
