@@ -28,7 +28,7 @@ from serving import errors, openapi
 from serving.config import ServeConfig
 from serving.inputs import parse_inputs
 from serving.metrics import NO_TASK, UNKNOWN_TASK, Metrics
-from serving.types import TaskAnswer, TaskInfo, TextInput
+from serving.types import Ask, Caller, TaskAnswer, TaskInfo, TextInput
 
 EXCHANGE = "taskbone.exchange"
 """Key in the ASGI scope under which the request's `Exchange` lies."""
@@ -49,7 +49,7 @@ _DOCS_FILES = {
 class Service(Protocol):
     """What the server needs of `serving.service.Service`."""
 
-    async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer: ...
+    async def predict(self, task: str, inputs: Sequence[TextInput], ask: Ask) -> TaskAnswer: ...
     def tasks(self) -> list[TaskInfo]: ...
     def task(self, name: str) -> TaskInfo: ...
     async def register(self, task: str, data: bytes) -> tuple[TaskInfo, bool]: ...
@@ -66,6 +66,7 @@ class Exchange:
     task: str = NO_TASK
     status: int = 0
     rejection: str = ""
+    caller: Caller = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ STATUSES: dict[type[Exception], Status] = {
     errors.TooLargeError: Status(413, "too_large"),
     errors.InvalidInputError: Status(422, "invalid_input"),
     errors.EngineError: Status(500, "engine_error"),
+    errors.RateLimitedError: Status(429, "rate_limited"),
     errors.OverloadedError: Status(503, "overloaded"),
+    errors.DeadlineError: Status(504, "deadline_exceeded"),
     errors.NotReadyError: Status(503, "not_ready"),
     errors.ServingError: Status(500, "internal_error"),
     store_errors.InputError: Status(422, "invalid_input"),
@@ -216,7 +219,7 @@ def _add_task_routes(api: Api, service: Service, metrics: Metrics, config: Serve
         task: str = request.path_params["task"]
         try:
             inputs = parse_inputs(await read_body(request, config.max_body_bytes))
-            answer = await service.predict(task, inputs)
+            answer = await service.predict(task, inputs, Ask(exchange.request_id, exchange.caller))
         except (Exception, asyncio.CancelledError):
             exchange.task = task if _is_loaded(service, task) else UNKNOWN_TASK
             raise

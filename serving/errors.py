@@ -41,6 +41,14 @@ class OverloadedError(ServingError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimitedError(OverloadedError):
+    """The caller's key has more waiting than its share while others wait, too."""
+
+
+class DeadlineError(ServingError):
+    """The caller's deadline passed before the answer was there, or certainly would."""
+
+
 class NotReadyError(OverloadedError):
     """The server is starting, stopping or unhealthy."""
 

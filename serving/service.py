@@ -33,7 +33,7 @@ from serving.errors import (
 from serving.metrics import Metrics
 from serving.plans import PlanCache
 from serving.tasks import LoadedTask, TaskTable, load_task
-from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
+from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, Timings
 
 logger = logging.getLogger("taskbone.service")
 
@@ -108,7 +108,7 @@ class Service:
             encoding = Encoding(words[:length], [0] * length, min(one.mask, length - 1))
             self._engine.submit(task.servable, [encoding], observed=False).result()
 
-    async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer:
+    async def predict(self, task: str, inputs: Sequence[TextInput], ask: Ask = PLAIN) -> TaskAnswer:
         """Answer all inputs. Raises `ServingError`s that say whose fault it is."""
         started = time.perf_counter()
         loaded = self._tasks.get(task)

@@ -1,10 +1,86 @@
 """The records that pass between the service and those who ask it. No HTTP, no torch, no Ray."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from model_store.manifest import Measurement, TextInput
 
-__all__ = ["Prediction", "TaskAnswer", "TaskInfo", "TextInput", "Timings"]
+__all__ = [
+    "PLAIN",
+    "Ask",
+    "Caller",
+    "Operation",
+    "Prediction",
+    "Scope",
+    "TaskAnswer",
+    "TaskInfo",
+    "TextInput",
+    "Timings",
+]
+
+Scope = Literal["predict", "admin", "metrics"]
+SCOPES: frozenset[Scope] = frozenset(("predict", "admin", "metrics"))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the name of the key that was shown, and what it opens. Never the key itself."""
+
+    name: str = "anonymous"
+    scopes: frozenset[Scope] = frozenset(("predict", "metrics"))
+    tasks: frozenset[str] | None = None
+    """The tasks that the key is for; None: all."""
+    weight: float = 1.0
+    """The share of the queue and of the turns that it gets against other keys."""
+
+    def may(self, task: str) -> bool:
+        """Whether the key is for this task."""
+        return self.tasks is None or task in self.tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller says with a predict request besides task and inputs."""
+
+    request_id: str = ""
+    """Decides, with the task, whether a canary answers: the same id gets the same version."""
+    caller: Caller = Caller()
+    deadline: float | None = None
+    """By `time.perf_counter`; after it nobody waits for the answer any more."""
+    truncate: bool = True
+    """Cut inputs that are too long for the task; else they are refused."""
+    version: int | None = None
+    """The version that shall answer; None: the one that serves the task."""
+
+
+PLAIN = Ask()
+"""Nothing said but task and inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A change of what is served, from its acceptance to its end on every replica."""
+
+    id: str
+    kind: str
+    """`register`, `activate`, `rollback`, `canary`, `shadow` or `delete`."""
+    task: str
+    version: int | None
+    digest: str | None
+    by: str
+    """The name of the key that asked for it."""
+    started_at: str
+    """UTC in ISO 8601."""
+    state: Literal["running", "done", "failed"] = "running"
+    step: str = ""
+    """What is being done: `verify`, `stage`, `publish`, `serve`."""
+    replicas: int = 0
+    ready: int = 0
+    """How many of the live `replicas` have done the step."""
+    created: bool = False
+    """Whether a new version came into being; False: these very bytes were there already."""
+    error_type: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

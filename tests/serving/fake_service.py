@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from serving.config import ServeConfig
 from serving.errors import EngineError, InvalidInputError, OverloadedError, UnknownTaskError
 from serving.metrics import Metrics
-from serving.types import Prediction, TaskAnswer, TaskInfo, TextInput, Timings
+from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, TextInput, Timings
 
 
 class FakeService:
@@ -23,7 +23,7 @@ class FakeService:
             name: _describe(name, takes_pairs, b"") for name, takes_pairs in _FIRST_TASKS.items()
         }
 
-    async def predict(self, task: str, inputs: Sequence[TextInput]) -> TaskAnswer:
+    async def predict(self, task: str, inputs: Sequence[TextInput], ask: Ask = PLAIN) -> TaskAnswer:
         info = self.task(task)
         for number, text in enumerate(inputs):
             if isinstance(text, str) == info.takes_pairs:
