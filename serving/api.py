@@ -66,7 +66,7 @@ class Exchange:
     task: str = NO_TASK
     status: int = 0
     rejection: str = ""
-    caller: Caller = Caller()
+    caller: Caller = ANYBODY
 
 
 @dataclass(frozen=True, slots=True)

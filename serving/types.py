@@ -6,6 +6,7 @@ from typing import Literal
 from model_store.manifest import Measurement, TextInput
 
 __all__ = [
+    "ANYBODY",
     "PLAIN",
     "Ask",
     "Caller",
@@ -38,13 +39,17 @@ class Caller:
         return self.tasks is None or task in self.tasks
 
 
+ANYBODY = Caller()
+"""Who shows no key, where none is needed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a caller says with a predict request besides task and inputs."""
 
     request_id: str = ""
     """Decides, with the task, whether a canary answers: the same id gets the same version."""
-    caller: Caller = Caller()
+    caller: Caller = ANYBODY
     deadline: float | None = None
     """By `time.perf_counter`; after it nobody waits for the answer any more."""
     truncate: bool = True
