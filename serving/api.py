@@ -28,7 +28,7 @@ from serving import errors, openapi
 from serving.config import ServeConfig
 from serving.inputs import parse_inputs
 from serving.metrics import NO_TASK, UNKNOWN_TASK, Metrics
-from serving.types import Ask, Caller, TaskAnswer, TaskInfo, TextInput
+from serving.types import ANYBODY, PLAIN, Ask, Caller, TaskAnswer, TaskInfo, TextInput
 
 EXCHANGE = "taskbone.exchange"
 """Key in the ASGI scope under which the request's `Exchange` lies."""
@@ -49,7 +49,9 @@ _DOCS_FILES = {
 class Service(Protocol):
     """What the server needs of `serving.service.Service`."""
 
-    async def predict(self, task: str, inputs: Sequence[TextInput], ask: Ask) -> TaskAnswer: ...
+    async def predict(
+        self, task: str, inputs: Sequence[TextInput], ask: Ask = PLAIN
+    ) -> TaskAnswer: ...
     def tasks(self) -> list[TaskInfo]: ...
     def task(self, name: str) -> TaskInfo: ...
     async def register(self, task: str, data: bytes) -> tuple[TaskInfo, bool]: ...
