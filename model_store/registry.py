@@ -63,6 +63,8 @@ class Registry(Frozen):
     """Everything that the store's registry file says."""
 
     format_version: Literal[1] = 1
+    generation: Annotated[int, Field(ge=0)] = 0
+    """How many changes were written before this state: replicas say by it how far they are."""
     backbones: dict[Fingerprint, BackboneRecord] = {}
     tasks: dict[TaskName, TaskRecord] = {}
 
@@ -185,7 +187,7 @@ class Registry(Frozen):
                     f"is {fingerprint[:12]}; give it another name"
                 )
         backbones = {**self.backbones, fingerprint: backbone}
-        return Registry(backbones=backbones, tasks=self.tasks)
+        return self._changed(backbones=backbones)
 
     def fingerprint_of(self, text: str) -> str:
         """The one backbone whose name is `text` or whose fingerprint starts with it.
@@ -214,7 +216,21 @@ class Registry(Frozen):
         record = TaskRecord(
             next_version=next_version, active=active, history=history, versions=versions or {}
         )
-        return Registry(backbones=self.backbones, tasks={**self.tasks, task: record})
+        return self._changed(tasks={**self.tasks, task: record})
+
+    def _changed(
+        self,
+        backbones: dict[str, BackboneRecord] | None = None,
+        tasks: dict[str, TaskRecord] | None = None,
+    ) -> "Registry":
+        """The next generation, or this one where nothing differs."""
+        there = Registry(
+            generation=self.generation + 1,
+            backbones=self.backbones if backbones is None else backbones,
+            tasks=self.tasks if tasks is None else tasks,
+        )
+        same = there.backbones == self.backbones and there.tasks == self.tasks
+        return self if same else there
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

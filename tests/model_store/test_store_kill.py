@@ -37,7 +37,8 @@ def state(root: Path) -> dict[str, Any]:
     registry: dict[str, Any] = (
         json.loads(path.read_bytes()) if path.exists() else {"backbones": {}, "tasks": {}}
     )
-    registry.pop("format_version", None)
+    for name in ("format_version", "generation"):
+        registry.pop(name, None)
     contents: dict[str, bytes] = {}
     for task, record in registry["tasks"].items():
         for number, version in record["versions"].items():
