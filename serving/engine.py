@@ -5,9 +5,10 @@ batch larger. Knows no HTTP, no Ray, no texts and no store: encoded inputs in, p
 """
 
 import logging
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
@@ -20,11 +21,11 @@ from model_store.backend import Backend, P
 from model_store.packing import Item
 from model_store.tokenization import Encoding
 from serving.batching import FairQueue, Waiting
-from serving.errors import EngineError, OverloadedError, TooLargeError
+from serving.errors import DeadlineError, EngineError, OverloadedError, TooLargeError
 from serving.plans import PlanCache
 
 STUCK_S = 60.0
-"""A forward that takes longer than this will not end: the largest batch takes seconds."""
+"""A thread that is silent for longer will stay so: the largest batch takes seconds."""
 
 logger = logging.getLogger("taskbone.engine")
 
@@ -67,6 +68,7 @@ class _Request:
 
     servable: Servable
     observed: bool
+    deadline: float | None
     answer: "Future[EngineAnswer]"
     submitted: float
     missing: int
@@ -89,7 +91,8 @@ class _State:
     lock: threading.Condition = field(default_factory=threading.Condition)
     queue: FairQueue[_Sequence] = field(default_factory=FairQueue)
     closing: bool = False
-    busy_since: float | None = None
+    pinged: float | None = None
+    """When the thread was asked for a sign of life that it has not given yet."""
 
 
 class Engine(Generic[P]):
@@ -103,110 +106,187 @@ class Engine(Generic[P]):
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
+        stuck_s: float = STUCK_S,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_death` is called when the thread has ended by anything but `close`.
+
+        All that waited has got its error by then.
+        """
         self._backend = backend
         self._plans = plans
         self._observer = observer
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
+        self._stuck_s = stuck_s
+        self._on_death = on_death
         self._state = _State()
+        self._in_flight: list[_Sequence] = []
         self._thread = threading.Thread(target=self._run, name="taskbone-engine", daemon=True)
         self._thread.start()
 
     def submit(
-        self, servable: Servable, encodings: Sequence[Encoding], *, observed: bool = True
+        self,
+        servable: Servable,
+        encodings: Sequence[Encoding],
+        *,
+        key: str = "",
+        weight: float = 1.0,
+        deadline: float | None = None,
+        observed: bool = True,
     ) -> "Future[EngineAnswer]":
         """Queue a request; its future gets exactly one answer, and cancelling it frees its place.
 
-        The observer hears nothing of a request that is not `observed`: the server's own trials.
-        Raises `OverloadedError` where the queue is full, `TooLargeError` where the request could
-        never fit, `EngineError` where the engine is closed or dead.
+        As `submit_all` with one servable.
         """
-        assert encodings, "a request without inputs would never be answered"
-        prompt = servable.overlay.manifest.prompt.tokens
-        lengths = [len(encoding.token_ids) + prompt for encoding in encodings]
-        total = sum(lengths)
+        (answer,) = self.submit_all(
+            [(servable, encodings)], key=key, weight=weight, deadline=deadline, observed=observed
+        )
+        return answer
+
+    def submit_all(
+        self,
+        questions: Sequence[tuple[Servable, Sequence[Encoding]]],
+        *,
+        key: str = "",
+        weight: float = 1.0,
+        deadline: float | None = None,
+        observed: bool = True,
+    ) -> "list[Future[EngineAnswer]]":
+        """Queue inputs for several servables at once, all or none: they share batches.
+
+        `key` and `weight` say whose share of the queue they take; after `deadline` (by
+        `time.perf_counter`) they are not worth a forward any more. The observer hears nothing of
+        what is not `observed`: the server's own trials.
+
+        Raises `OverloadedError` where the queue is full, `TooLargeError` where they could never
+        fit, `DeadlineError` where it is too late, `EngineError` where the engine is closed or dead.
+        """
+        now = time.perf_counter()
+        waiting: list[tuple[str, Waiting[_Sequence]]] = []
+        answers: list[Future[EngineAnswer]] = []
+        for servable, encodings in questions:
+            assert encodings, "a request without inputs would never be answered"
+            answer: Future[EngineAnswer] = Future()
+            count = len(encodings)
+            rows: list[NDArray[Any] | None] = [None] * count
+            request = _Request(servable, observed, deadline, answer, now, count, rows)
+            prompt = servable.overlay.manifest.prompt.tokens
+            for index, encoding in enumerate(encodings):
+                sequence = _Sequence(request, index, encoding)
+                tokens = len(encoding.token_ids) + prompt
+                waiting.append((servable.task, Waiting(tokens, sequence)))
+            answers.append(answer)
+        total = sum(one.tokens for _, one in waiting)
         if total > self._max_queued_tokens:
             raise TooLargeError(
                 f"the inputs have {total} tokens; one request may have {self._max_queued_tokens}: "
                 "send them in several requests"
             )
-        answer: Future[EngineAnswer] = Future()
-        request = _Request(
-            servable, observed, answer, time.perf_counter(), len(encodings), [None] * len(encodings)
-        )
+        if deadline is not None and now > deadline:
+            raise DeadlineError("the deadline had passed before the request could be queued")
         with self._state.lock:
-            if self._state.closing or not self._thread.is_alive():
+            if self._state.closing:
                 raise EngineError("the engine has stopped; this server is shutting down")
-            if self._state.queue.tokens + total > self._max_queued_tokens:
-                # Callers that have hung up make room first.
-                self._state.queue.drop(lambda sequence: sequence.request.answer.done())
-            if self._state.queue.tokens + total > self._max_queued_tokens:
-                raise OverloadedError(
-                    f"{self._state.queue.tokens} of {self._max_queued_tokens} tokens are waiting; "
-                    "send the request again later"
-                )
-            for index, (encoding, tokens) in enumerate(zip(encodings, lengths, strict=True)):
-                sequence = _Sequence(request, index, encoding)
-                self._state.queue.push(servable.task, Waiting(tokens, sequence))
+            self._admit(total)
+            for task, one in waiting:
+                self._state.queue.push(task, one)
             self._state.lock.notify()
-        return answer
+        return answers
 
     def check(self) -> None:
-        """Raise `EngineError` where the thread is dead, or stuck in one forward."""
-        if not self._thread.is_alive():
-            raise EngineError("the engine thread is dead")
-        since = self._state.busy_since
-        if since is not None and time.perf_counter() - since > STUCK_S:
-            raise EngineError(f"the engine has been in one forward for more than {STUCK_S:.0f} s")
+        """Raise `EngineError` where the thread is dead, or has not answered an earlier check.
+
+        Asks the thread, which answers between two forwards, and does not wait for it.
+        """
+        with self._state.lock:
+            if not self._thread.is_alive():
+                raise EngineError("the engine thread is dead")
+            now = time.perf_counter()
+            if self._state.pinged is None:
+                self._state.pinged = now
+                self._state.lock.notify()
+            elif now - self._state.pinged > self._stuck_s:
+                raise EngineError(
+                    f"the engine has given no sign of life for more than {self._stuck_s:.0f} s"
+                )
 
     def close(self) -> None:
         """Answer what is queued, then stop the thread."""
         with self._state.lock:
             self._state.closing = True
             self._state.lock.notify()
-        self._thread.join(STUCK_S)
+        self._thread.join(self._stuck_s)
+
+    def _admit(self, tokens: int) -> None:
+        queue = self._state.queue
+        if queue.tokens + tokens > self._max_queued_tokens:
+            # Callers that have hung up make room first.
+            queue.drop(lambda sequence: sequence.request.answer.done())
+        if queue.tokens + tokens > self._max_queued_tokens:
+            raise OverloadedError(
+                f"{queue.tokens} of {self._max_queued_tokens} tokens are waiting; "
+                "send the request again later"
+            )
 
     def _run(self) -> None:
-        while True:
-            sequences = self._take()
-            if sequences is None:
-                return
-            self._answer(sequences)
+        try:
+            while (sequences := self._take()) is not None:
+                self._in_flight = sequences
+                self._answer(sequences)
+                self._in_flight = []
+        except BaseException:
+            logger.exception("the engine thread dies")
+            self._die()
+
+    def _die(self) -> None:
+        """Leave nobody waiting for an answer that will not come."""
+        with self._state.lock:
+            self._state.closing = True
+            waiting = self._state.queue.take(sys.maxsize)
+        for sequence in [*self._in_flight, *(one.work for one in waiting)]:
+            _resolve(sequence.request.answer, EngineError("the engine has died"))
+        self._on_death()
 
     def _take(self) -> list[_Sequence] | None:
         """Wait for work; None once the engine is closing and nothing is left."""
         with self._state.lock:
+            self._state.pinged = None
             while not len(self._state.queue):
-                self._state.busy_since = None
                 if self._state.closing:
                     return None
                 self._state.lock.wait()
+                self._state.pinged = None
             taken = self._state.queue.take(self._max_batch_tokens)
-            self._state.busy_since = time.perf_counter()
             waiting_tokens = self._state.queue.tokens
         try:
             self._observer.queued(waiting_tokens)
         except Exception:
             logger.exception("the observer failed; requests are answered all the same")
-        # Cancelled and failed requests have left; their sequences are not worth a forward.
-        return [waiting.work for waiting in taken if not waiting.work.request.answer.done()]
+        return [waiting.work for waiting in taken if self._is_wanted(waiting.work.request)]
+
+    def _is_wanted(self, request: _Request) -> bool:
+        """Cancelled, failed and late requests are not worth a forward."""
+        if request.deadline is not None and time.perf_counter() > request.deadline:
+            _resolve(request.answer, DeadlineError("the deadline passed before the forward"))
+        return not request.answer.done()
 
     def _answer(self, sequences: list[_Sequence]) -> None:
         if not sequences:
             return
         started = time.perf_counter()
+        requests = {id(item.request): item.request for item in sequences}.values()
         try:
             rows = self._forward(sequences)
         except Exception as error:
             logger.exception("a batch of %d sequences failed", len(sequences))
             failure = EngineError(f"the forward failed: {type(error).__name__}")
             failure.__cause__ = error
-            for request in {id(item.request): item.request for item in sequences}.values():
+            for request in requests:
                 _resolve(request.answer, failure)
             return
         forward_s = time.perf_counter() - started
-        for request in {id(item.request): item.request for item in sequences}.values():
+        for request in requests:
             request.queue_s = started - request.submitted - request.forward_s
             request.forward_s += forward_s
         for sequence, row in zip(sequences, rows, strict=True):

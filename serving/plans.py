@@ -89,6 +89,19 @@ class PlanCache(Generic[P]):
             self._want(digest)
         return plan
 
+    def forget(self, digest: str) -> None:
+        """Let go of a plan that nobody asks for any more, and of all that is known about it."""
+        with self._lock:
+            del self._asked[digest]  # a Counter: also where it is absent
+            self._given_up.discard(digest)
+            if digest in self._wanted:
+                self._wanted.remove(digest)
+            for plans in (self._warm, self._ready):
+                if plan := plans.pop(digest, None):
+                    self._remove(plan)
+            self._tell(self._observer.plan_bytes, self.bytes)
+            self._lock.notify_all()
+
     def settle(self) -> int:
         """Wait until every plan that is to be warm is; gives how many are."""
         with self._lock:
@@ -133,7 +146,7 @@ class PlanCache(Generic[P]):
             try:
                 self._make_warm(digest, ready)
             except Exception:
-                self._give_up(digest)
+                self._give_up(digest, ready)
                 logger.exception("a plan could not be made warm; it answers as it is")
 
     def _make_warm(self, digest: str, ready: P) -> None:
@@ -141,7 +154,7 @@ class PlanCache(Generic[P]):
         plan = self._backend.warm(ready)
         size = sum(plan.parts.values())
         if size > self._budget:
-            self._give_up(digest)
+            self._give_up(digest, ready)
             return
         self._more = size - sum(ready.parts.values())
         with self._lock:
@@ -152,10 +165,10 @@ class PlanCache(Generic[P]):
             self._make_room()
         self._tell(self._observer.plan_built, time.perf_counter() - started)
 
-    def _give_up(self, digest: str) -> None:
+    def _give_up(self, digest: str, ready: P) -> None:
         """Do not try again at every request."""
         with self._lock:
-            if digest in self._ready:
+            if self._ready.get(digest) is ready:
                 self._given_up.add(digest)
 
     def _make_room(self) -> None:

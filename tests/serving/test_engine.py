@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from model_store.ops import TorchOps
 from model_store.plan import LinearHead
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
-from serving.engine import Engine, Servable
-from serving.errors import EngineError, OverloadedError, TooLargeError
+from serving.engine import Engine, EngineAnswer, Servable
+from serving.errors import DeadlineError, EngineError, OverloadedError, TooLargeError
 from serving.plans import PlanCache
 from tests.overlays import fp32_encoder, random_overlay
 from tests.serving.fake_plans import Heard
@@ -71,7 +71,7 @@ class Setup:
         self.observed = Observed()
         self.backend = TorchBackend(Encoder(backbone.config, backbone.tensors, self.ops), threads=1)
         self.plans = PlanCache[TorchPlan](self.backend, 1 << 20, Heard())
-        settings = {"max_batch_tokens": 200, "max_queued_tokens": 400} | limits
+        settings: dict[str, Any] = {"max_batch_tokens": 200, "max_queued_tokens": 400} | limits
         self.engine = Engine(self.backend, self.plans, self.observed, **settings)
         self.tasks = [
             Servable(name, name, random_overlay(backbone, name, seed=seed, labels=labels))
@@ -326,17 +326,129 @@ def test_close_answers_what_is_queued_and_then_refuses(tiny: tuple[Store, Backbo
         setup.engine.check()
 
 
-def test_a_stuck_forward_fails_the_check(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup.engine.check()
+def test_several_tasks_asked_at_once_share_a_batch(setup: Setup) -> None:
+    questions = [(servable, setup.encode(TEXTS[:2])) for servable in setup.tasks]
+    answers = setup.engine.submit_all(questions)
+    for servable, answer in zip(setup.tasks, answers, strict=True):
+        np.testing.assert_allclose(
+            answer.result(30).probabilities,
+            setup.expected(servable.overlay, TEXTS[:2]),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    assert [counts for counts, _ in setup.observed.batches] == [{"one": 2, "two": 2, "three": 2}]
+
+
+def test_of_several_tasks_asked_at_once_all_or_none_is_queued(setup: Setup) -> None:
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    texts = setup.encode(TEXTS)
+    room = 400 // sum(len(item.token_ids) + 3 for item in texts)
+    accepted = [setup.engine.submit(setup.tasks[0], texts) for _ in range(room - 1)]
+    with pytest.raises(OverloadedError):
+        setup.engine.submit_all([(servable, texts) for servable in setup.tasks])
+    with pytest.raises(TooLargeError):
+        setup.engine.submit_all([(servable, texts * 2) for servable in setup.tasks * 3])
+    setup.ops.door.set()
+    for answer in accepted:
+        answer.result(30)
+    totals = [sum(counts.values()) for counts, _ in setup.observed.batches]
+    assert sum(totals) == 1 + 5 * (room - 1), "nothing of what was refused"
+
+
+def test_what_is_too_late_costs_no_forward(setup: Setup) -> None:
+    with pytest.raises(DeadlineError):
+        setup.engine.submit(setup.tasks[0], setup.encode(TEXTS), deadline=time.perf_counter() - 1)
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    late = setup.engine.submit(
+        setup.tasks[1], setup.encode(TEXTS), deadline=time.perf_counter() + 0.01
+    )
+    kept = setup.engine.submit(
+        setup.tasks[2], setup.encode(TEXTS), deadline=time.perf_counter() + 1000
+    )
+    time.sleep(0.02)
+    setup.ops.door.set()
+    assert kept.result(30).probabilities.shape == (5, 4)
+    with pytest.raises(DeadlineError):
+        late.result(30)
+    assert [counts for counts, _ in setup.observed.batches] == [{"one": 1}, {"three": 5}]
+
+
+class Killed(BaseException):
+    """Ends a thread, as a fault outside of our own code may."""
+
+
+def test_a_thread_that_dies_answers_everybody_and_says_so(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(*arguments: object) -> None:
+        setup.ops.entered.set()
+        assert setup.ops.door.wait(30)
+        raise Killed
+
+    told: list[list[bool]] = []
+    answers: list[Future[EngineAnswer]] = []
+    engine = Engine(
+        setup.backend,
+        setup.plans,
+        setup.observed,
+        max_batch_tokens=200,
+        max_queued_tokens=400,
+        on_death=lambda: told.append([answer.done() for answer in answers]),
+    )
+    monkeypatch.setattr(setup.backend, "answer", die)
+    setup.ops.door.clear()
+    answers.append(engine.submit(setup.tasks[0], setup.encode(TEXTS)))
+    assert setup.ops.entered.wait(30)
+    answers.append(engine.submit(setup.tasks[1], setup.encode(TEXTS)))
+    setup.ops.door.set()
+    for answer in answers:
+        with pytest.raises(EngineError, match="died"):
+            answer.result(30)
+    _wait_until(lambda: bool(told))
+    assert told == [[True, True]], "once, and after everybody had an answer"
+    assert "the engine thread dies" in caplog.text
+    with pytest.raises(EngineError):
+        engine.submit(setup.tasks[0], setup.encode(TEXTS))
+    _wait_until(lambda: not engine._thread.is_alive())
+    with pytest.raises(EngineError, match="dead"):
+        engine.check()
+    engine.close()
+
+
+def test_an_engine_that_is_closed_is_not_called_dead(setup: Setup) -> None:
+    told: list[str] = []
+    engine = Engine(
+        setup.backend,
+        setup.plans,
+        setup.observed,
+        max_batch_tokens=200,
+        max_queued_tokens=400,
+        on_death=lambda: told.append("dead"),
+    )
+    engine.submit(setup.tasks[0], setup.encode(TEXTS)).result(30)
+    engine.close()
+    assert not engine._thread.is_alive()
+    assert told == []
+
+
+def test_a_check_asks_the_thread_itself(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.engine, "_stuck_s", 0.0)
+    for _ in range(3):
+        setup.engine.check()
+        _wait_until(lambda: setup.engine._state.pinged is None)
     setup.ops.door.clear()
     running = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS))
     assert setup.ops.entered.wait(30)
-    monkeypatch.setattr("serving.engine.STUCK_S", 0.0)
-    with pytest.raises(EngineError, match="in one forward"):
+    setup.engine.check()
+    with pytest.raises(EngineError, match="no sign of life"):
         setup.engine.check()
     setup.ops.door.set()
     assert running.result(30)
-    _wait_until(lambda: setup.engine._state.busy_since is None)
+    _wait_until(lambda: setup.engine._state.pinged is None)
     setup.engine.check()
 
 

@@ -226,6 +226,50 @@ def test_a_plan_let_go_while_it_is_made_warm_is_forgotten(make: Make) -> None:
     assert cache.plans.bytes == 20
 
 
+def test_a_forgotten_plan_leaves_nothing_behind(make: Make) -> None:
+    cache = make()
+    cache.settle(*"aab")
+    cache.plans.forget("a")
+    assert cache.warm("ab") == ["b"]
+    assert cache.plans.bytes == cache.heard.sizes[-1] == 100
+    assert set(cache.plans._ready) == {"b"}
+    assert cache.plans._asked["a"] == 0
+    cache.plans.forget("a")
+    cache.plans.forget("never asked")
+    assert cache.plans.bytes == 100
+    assert not cache.get("a").is_warm, "asked again, it is made again"
+    assert cache.settle() == 2
+
+
+def test_a_plan_forgotten_while_it_is_made_warm_is_dropped(make: Make) -> None:
+    cache = make()
+    cache.backend.door.clear()
+    cache.get("a")
+    assert cache.backend.entered.wait(30)
+    cache.get("b")
+    cache.plans.forget("a")
+    cache.plans.forget("b")  # it waits for its turn
+    cache.backend.door.set()
+    assert cache.settle() == 0
+    assert cache.backend.warmed == ["a"]
+    assert cache.plans.bytes == 0
+
+
+def test_a_plan_forgotten_and_asked_again_is_not_given_up_for_the_first(make: Make) -> None:
+    cache = make()
+    cache.backend.door.clear()
+    cache.backend.broken = {"a"}
+    cache.get("a")
+    assert cache.backend.entered.wait(30)
+    cache.plans.forget("a")
+    cache.get("a")
+    cache.backend.door.set()
+    cache.plans.settle()
+    cache.backend.broken = set()
+    cache.settle("a")
+    assert cache.warm("a") == ["a"]
+
+
 def test_close_ends_the_thread_and_whoever_waits_for_it(make: Make) -> None:
     cache = make()
     thread = cache.plans._thread
@@ -256,13 +300,17 @@ parts = st.fixed_dictionaries(
 )
 
 
+asks = st.lists(st.tuples(st.sampled_from(TASKS), st.booleans()), max_size=50)
+"""Tasks, and whether their plans are forgotten first."""
+
+
 @settings(deadline=None, max_examples=150)
-@given(ready_sizes, parts, st.integers(20, 400), st.lists(st.sampled_from(TASKS), max_size=50))
+@given(ready_sizes, parts, st.integers(20, 400), asks)
 def test_the_budget_holds_and_every_byte_is_accounted_for(
     ready: dict[str, int],
     more: dict[str, tuple[set[str], int]],
     budget: int,
-    asked: list[str],
+    asked: list[tuple[str, bool]],
 ) -> None:
     first: dict[str, Parts] = {task: {task: size} for task, size in ready.items()}
     besides: dict[str, Parts] = {}
@@ -271,7 +319,11 @@ def test_the_budget_holds_and_every_byte_is_accounted_for(
         besides[task] = {**sizes, f"{task} warm": own}
     cache = Cache(first, besides, budget)
     try:
-        for number, task in enumerate(asked):
+        forgotten = 0
+        for number, (task, forget) in enumerate(asked):
+            if forget:
+                forgotten += len(cache.warm([task]))
+                cache.plans.forget(task)
             was_warm = bool(cache.warm([task]))
             plan = cache.get(task)
             assert (plan.task, plan.is_warm) == (task, was_warm)
@@ -284,6 +336,6 @@ def test_the_budget_holds_and_every_byte_is_accounted_for(
             assert cache.plans.bytes == sum(memory.values()) == cache.heard.sizes[-1]
             assert cache.plans.bytes <= max(budget, ready[task])
             assert set(cache.plans._warm) <= set(cache.plans._ready)
-            assert len(cache.heard.built) - cache.heard.evicted == warm
+            assert len(cache.heard.built) - cache.heard.evicted - forgotten == warm
     finally:
         cache.close()
