@@ -3,13 +3,23 @@
 Imports inside a command what only that one needs, so that listing a store loads no torch.
 """
 
+import getpass
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
+from model_store.audit import AuditEntry
+from model_store.errors import ModelStoreError, StoreError
 from model_store.manifest import Manifest, read_header
 from model_store.store import Store, VersionInfo
 from model_store.tables import shortened, show_json, show_table, size, working
+
+Changed = TypeVar("Changed")
 
 
 def _as_store(context: click.Context, parameter: click.Parameter, value: str) -> Store:
@@ -130,7 +140,11 @@ def store_publish(files: tuple[Path, ...], activate: bool, store: Store, as_json
     for file in files:
         with working(f"Checking {file.name}"):
             checked.append(check_file(file, store))
-    infos = [store.publish(artifact, activate=activate) for artifact in checked]
+    infos = []
+    for artifact in checked:
+        change = partial(store.publish, artifact, activate=activate)
+        task, digest = artifact.manifest.task, artifact.digest
+        infos.append(noted(store, "register", task, change, digest=digest))
     if as_json:
         show_json([vars(info) for info in infos])
     for info in infos if not as_json else ():
@@ -161,9 +175,7 @@ def store_show(task: str, version: int | None, store: Store, as_json: bool) -> N
             }
         )
         return
-    rows = (
-        ("*" if known.active else "", str(known.version), *figures(known)) for known in versions
-    )
+    rows = ((role(known), str(known.version), *figures(known)) for known in versions)
     show_table(f"Versions of {task}", ("active", "version", "digest", "published", "size"), rows)
     show_manifest(info, manifest)
 
@@ -180,7 +192,8 @@ def store_activate(task: str, version: int, store: Store, as_json: bool) -> None
     Example:
         taskbone store activate sst2 3
     """
-    show_change(store.activate(task, version), as_json)
+    change = partial(store.activate, task, version)
+    show_change(noted(store, "activate", task, change, version=version), as_json)
 
 
 @store_commands.command("roll-back")
@@ -194,7 +207,7 @@ def store_roll_back(task: str, store: Store, as_json: bool) -> None:
     Example:
         taskbone store roll-back sst2
     """
-    show_change(store.roll_back(task), as_json)
+    show_change(noted(store, "rollback", task, partial(store.roll_back, task)), as_json)
 
 
 @store_commands.command("delete")
@@ -215,11 +228,44 @@ def store_delete(task: str, version: int | None, yes: bool, store: Store, as_jso
     )
     if not yes:
         click.confirm(f"Delete {what} from {store.root}?", abort=True, err=True)
-    store.delete(task, version)
+    noted(store, "delete", task, partial(store.delete, task, version), version=version)
     if as_json:
         show_json({"deleted": {"task": task, "version": version}})
     else:
         click.echo(f"Deleted {what}.")
+
+
+@store_commands.command("audit")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="How many entries, counted from the newest.",
+)
+@store_option
+@json_option
+def store_audit(limit: int, store: Store, as_json: bool) -> None:
+    """Show who changed what in the store, and with what result; the newest last.
+
+    \b
+    Example:
+        taskbone store audit --limit 100
+    """
+    entries = store.audit(limit)
+    if as_json:
+        show_json([entry.model_dump() for entry in entries])
+        return
+    rows = (
+        (
+            *(entry.at[:19].replace("T", " "), entry.by, entry.action, entry.task),
+            *(str(entry.version or ""), (entry.digest or "")[:12]),
+            shortened(f"{entry.result}: {entry.message}" if entry.message else entry.result, 120),
+        )
+        for entry in entries
+    )
+    heads = ("at (UTC)", "by", "action", "task", "version", "digest", "result")
+    show_table(f"Changes in {store.root}", heads, rows)
 
 
 @store_commands.command("verify")
@@ -243,6 +289,48 @@ def store_verify(store: Store, as_json: bool) -> None:
         show_json([vars(finding) for finding in findings])
     if any(finding.problem for finding in findings):
         raise click.exceptions.Exit(1)
+
+
+def command_line_user() -> str:
+    """Who changes the store from here, as the audit log names them."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        name = f"user {os.getuid()}"
+    return f"{name}@command line"
+
+
+def noted(
+    store: Store,
+    action: str,
+    task: str,
+    change: Callable[[], Changed],
+    *,
+    version: int | None = None,
+    digest: str | None = None,
+) -> Changed:
+    """Make a change of the store and note it in the audit log, done or refused."""
+    by = command_line_user()
+    entry = AuditEntry(by=by, action=action, task=task, version=version, digest=digest)
+    try:
+        changed = change()
+    except ModelStoreError as error:
+        refused = {"result": type(error).__name__, "message": str(error)}
+        with suppress(StoreError):  # the first error is the one to show
+            store.append_audit(entry.model_copy(update=refused))
+        raise
+    if isinstance(changed, VersionInfo):
+        entry = entry.model_copy(update={"version": changed.version, "digest": changed.digest})
+    store.append_audit(entry)
+    return changed
+
+
+def role(info: VersionInfo) -> str:
+    """What a version does for its task, as a table cell."""
+    if info.active:
+        return "*"
+    parts = [f"canary {info.canary:g} %"] if info.canary else []
+    return ", ".join([*parts, "shadow"] if info.shadow else parts)
 
 
 def show_change(info: VersionInfo, as_json: bool) -> None:

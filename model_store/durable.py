@@ -73,3 +73,40 @@ def is_locked(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file, made where it is missing. What a crash has torn before is closed off.
+
+    For one writer at a time: the caller holds the lock.
+    """
+    new = not path.exists()
+    with path.open("ab") as file:
+        if _is_torn(path):
+            file.write(b"\n")
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync(path.parent)
+
+
+def last_lines(path: Path, most: int) -> list[bytes]:
+    """The last lines of a file, without their ends, read from its end."""
+    block, data = 1 << 16, b""
+    with path.open("rb") as file:
+        left = file.seek(0, os.SEEK_END)
+        while left and data.count(b"\n") <= most:
+            size = min(block, left)
+            left = file.seek(left - size)
+            data = file.read(size) + data
+            block *= 2
+    return data.removesuffix(b"\n").split(b"\n")[-most:]
+
+
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

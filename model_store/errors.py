@@ -46,4 +46,5 @@ class NotFoundError(StoreError, LookupError):
 
 
 class ConflictError(StoreError):
-    """The store's state forbids the change: deleting the active version, rolling back too far."""
+    """The store's state forbids the change: deleting the active version, rolling back too far, a
+    canary of 100 %."""

@@ -5,7 +5,7 @@ writes them) and nothing of what an artifact is beyond its digest and size.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,17 +25,28 @@ class VersionRecord(Frozen):
     bytes: Bytes
 
 
+class Canary(Frozen):
+    """A version that answers `percent` of a task's requests in place of the active one."""
+
+    version: Number
+    percent: Annotated[float, Field(gt=0, lt=100)]
+
+
 class TaskRecord(Frozen):
     """The versions of one task. A deleted task stays as a record without versions: numbers are
     never given out twice.
 
-    `history` holds the versions that were active before, the latest last, each once.
+    `history` holds the versions that were active before, the latest last, each once. `shadow` is
+    a version that answers too, only to be compared. Both it and a canary stand beside the active
+    version, and so are never that one.
     """
 
     next_version: Number = 1
     active: Number | None = None
     history: tuple[Number, ...] = ()
     versions: dict[Number, VersionRecord] = {}
+    canary: Canary | None = None
+    shadow: Number | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -47,9 +58,17 @@ class TaskRecord(Frozen):
             raise ValueError(
                 f"versions: {sorted(missing)} named as active or before, but not there"
             )
+        canary = self.canary.version if self.canary else None
+        for name, number in (("canary", canary), ("shadow", self.shadow)):
+            if number is not None and not self.may_stand_beside(number):
+                raise ValueError(f"{name}: version {number} is active, or not there")
         if self.versions and max(self.versions) >= self.next_version:
             raise ValueError(f"next_version: {self.next_version} is taken already")
         return self
+
+    def may_stand_beside(self, number: int) -> bool:
+        """Whether a version can be a canary or a shadow: it is there, and another is active."""
+        return number in self.versions and self.active not in (None, number)
 
 
 class BackboneRecord(Frozen):
@@ -116,13 +135,8 @@ class Registry(Frozen):
         """Publish: add a version under the task's next number."""
         record = self.tasks.get(task, TaskRecord())
         assert number == record.next_version, (task, number, record.next_version)
-        return self._with_task(
-            task,
-            next_version=number + 1,
-            active=record.active,
-            history=record.history,
-            versions={**record.versions, number: version},
-        )
+        versions = {**record.versions, number: version}
+        return self._with_task(task, record, next_version=number + 1, versions=versions)
 
     def with_active(self, task: str, number: int) -> "Registry":
         """Activate a version; the one active before becomes the latest of the history."""
@@ -132,13 +146,7 @@ class Registry(Frozen):
             return self
         before = () if record.active is None else (record.active,)
         history = (*(past for past in record.history if past != number), *before)
-        return self._with_task(
-            task,
-            next_version=record.next_version,
-            active=number,
-            history=history,
-            versions=record.versions,
-        )
+        return self._with_task(task, record, active=number, history=history)
 
     def rolled_back(self, task: str) -> "Registry":
         """Activate the version that was active before. The one left is not kept in the history, so
@@ -149,17 +157,35 @@ class Registry(Frozen):
                 f"task {task!r}: no version was active before, so there is none to roll back to; "
                 f"activate one of: {listed(map(str, record.versions))}"
             )
-        return self._with_task(
-            task,
-            next_version=record.next_version,
-            active=record.history[-1],
-            history=record.history[:-1],
-            versions=record.versions,
-        )
+        *history, active = record.history
+        return self._with_task(task, record, active=active, history=tuple(history))
+
+    def with_canary(self, task: str, number: int, percent: float) -> "Registry":
+        """Have a version answer a share of the requests. Raises `ConflictError` for the active one,
+        and for a share that is none."""
+        if not 0 < percent < 100:
+            raise ConflictError(
+                f"task {task!r}: a canary of {percent} % was asked for; expected more than 0 and "
+                "less than 100; for all requests activate the version, for none clear the canary"
+            )
+        record = self._beside(task, number, "canary")
+        return self._with_task(task, record, canary=Canary(version=number, percent=percent))
+
+    def with_shadow(self, task: str, number: int) -> "Registry":
+        """Have a version answer besides the active one, only to be compared with it."""
+        return self._with_task(task, self._beside(task, number, "shadow"), shadow=number)
+
+    def without_canary(self, task: str) -> "Registry":
+        """Have the active version answer all requests again."""
+        return self._with_task(task, self.task(task), canary=None)
+
+    def without_shadow(self, task: str) -> "Registry":
+        """Compare the active version with none."""
+        return self._with_task(task, self.task(task), shadow=None)
 
     def without_task(self, task: str) -> "Registry":
         """Delete all versions of a task; its next number stays."""
-        return self._with_task(task, next_version=self.task(task).next_version)
+        return self._with_task(task, TaskRecord(next_version=self.task(task).next_version))
 
     def without_version(self, task: str, number: int) -> "Registry":
         """Delete one version. Raises `ConflictError` for the active one."""
@@ -170,13 +196,9 @@ class Registry(Frozen):
                 f"task {task!r}: version {number} is active and is not deleted; activate another "
                 f"version first, or delete the whole task"
             )
-        return self._with_task(
-            task,
-            next_version=record.next_version,
-            active=record.active,
-            history=tuple(past for past in record.history if past != number),
-            versions={known: kept for known, kept in record.versions.items() if known != number},
-        )
+        history = tuple(past for past in record.history if past != number)
+        versions = {known: kept for known, kept in record.versions.items() if known != number}
+        return self._with_task(task, record, history=history, versions=versions)
 
     def with_backbone(self, fingerprint: str, backbone: BackboneRecord) -> "Registry":
         """Add a backbone, or rename a known one. Raises `ConflictError` for another's name."""
@@ -204,19 +226,28 @@ class Registry(Frozen):
             raise NotFoundError(f"{problem} {text[:80]!r} in the store; it has: {there}")
         return found[0]
 
-    def _with_task(
-        self,
-        task: str,
-        *,
-        next_version: int,
-        active: int | None = None,
-        history: tuple[int, ...] = (),
-        versions: dict[int, VersionRecord] | None = None,
-    ) -> "Registry":
-        record = TaskRecord(
-            next_version=next_version, active=active, history=history, versions=versions or {}
-        )
-        return self._changed(tasks={**self.tasks, task: record})
+    def _beside(self, task: str, number: int, role: str) -> TaskRecord:
+        self.version(task, number)
+        record = self.task(task)
+        if not record.may_stand_beside(number):
+            reason = "no version is active" if record.active is None else "it is the active version"
+            raise ConflictError(
+                f"task {task!r}: version {number} cannot be a {role}: {reason}; "
+                "a canary or a shadow stands beside another version that is active"
+            )
+        return record
+
+    def _with_task(self, task: str, record: TaskRecord, **changes: object) -> "Registry":
+        """A task's record changed; a canary or shadow that the change leaves no place is gone."""
+        fields: dict[str, Any] = dict(record) | changes
+        bare = TaskRecord(**fields | {"canary": None, "shadow": None})
+        canary, shadow = fields["canary"], fields["shadow"]
+        if canary and not bare.may_stand_beside(canary.version):
+            canary = None
+        if shadow and not bare.may_stand_beside(shadow):
+            shadow = None
+        changed = TaskRecord(**fields | {"canary": canary, "shadow": shadow})
+        return self._changed(tasks={**self.tasks, task: changed})
 
     def _changed(
         self,

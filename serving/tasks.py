@@ -15,7 +15,7 @@ from model_store.artifact import Overlay
 from model_store.backbone import Backbone
 from model_store.errors import BackboneMismatchError, ModelStoreError, StoreError
 from model_store.manifest import Manifest
-from model_store.store import Store, VersionInfo
+from model_store.store import Store, Token, VersionInfo
 from model_store.tokenization import InputEncoder
 from serving.engine import Servable
 from serving.errors import UnknownTaskError
@@ -61,7 +61,7 @@ class TaskTable:
         self._store = store
         self._backbone = backbone
         self._observer = observer
-        self._token: tuple[int, int, int] | None = None
+        self._token: Token | None = None
         self._tasks: dict[str, LoadedTask] = {}
         # Versions that cannot be served, so that each is reported once.
         self._refused: set[str] = set()

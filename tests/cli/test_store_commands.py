@@ -4,6 +4,7 @@ Those that compute, `publish` and `verify`, are in `tests/model_store/test_verif
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,48 @@ class TestStoreCommands:
         assert store.task_names() == ["mood"]
         succeed("store", "delete", "mood", text="y\n")
         assert store.task_names() == []
+
+    def test_show_tells_canary_and_shadow(self, store: Store) -> None:
+        for note in ("first", "second"):
+            store.publish(example_file(note=note))
+        store.set_canary("mood", 1, 12.5)
+        store.set_shadow("mood", 1)
+        output = " ".join(succeed("store", "show", "mood").split())
+        assert "canary 12.5 %, shadow 1 " in output
+
+    def test_changes_are_noted_in_the_audit_log(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("getpass.getuser", lambda: "maria")
+        digests = [store.publish(example_artifact(data=data)).digest for data in (b"1", b"2")]
+        succeed("store", "activate", "mood", "1")
+        succeed("store", "roll-back", "mood")
+        fail("store", "activate", "mood", "9")
+        succeed("store", "delete", "mood", "--version", "1", "--yes")
+        found = json.loads(succeed("store", "audit", "--json"))
+        assert {entry["by"] for entry in found} == {"maria@command line"}
+        noted = [(e["action"], e["version"], e["digest"], e["result"]) for e in found]
+        assert noted == [
+            ("activate", 1, digests[0], "done"),
+            ("rollback", 2, digests[1], "done"),
+            ("activate", 9, None, "NotFoundError"),
+            ("delete", 1, None, "done"),
+        ]
+        assert "it has: 1, 2" in found[2]["message"]
+        shown = succeed("store", "audit", "--limit", "2")
+        assert shown.count("maria@command line") == 2
+        assert "NotFoundError: task 'mood' has no version 9" in " ".join(shown.split())
+
+    def test_a_user_without_a_name_is_noted_by_number(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def getuser() -> str:
+            raise OSError("no such user")
+
+        monkeypatch.setattr("getpass.getuser", getuser)
+        store.publish(example_artifact())
+        succeed("store", "activate", "mood", "1")
+        assert store.audit(1)[0].by == f"user {os.getuid()}@command line"
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -1,6 +1,7 @@
 """The store as its users see it: what each call changes, and what it says of wrong things."""
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -154,6 +155,101 @@ class TestActivateAndRollBack:
         store.publish(FIRST)
         with pytest.raises(NotFoundError, match=rf"'mood' has no version {number}; it has: 1"):
             store.activate("mood", number)
+
+
+class TestCanaryAndShadow:
+    @pytest.fixture(autouse=True)
+    def three_versions(self, store: Store) -> None:
+        for artifact in (FIRST, SECOND, THIRD):
+            store.publish(artifact)
+
+    def roles(self, store: Store) -> tuple[int | None, float | None, int | None]:
+        """The version and share of the canary, and the shadow's version."""
+        record = store.registry().task("mood")
+        canary = record.canary
+        if canary is None:
+            return None, None, record.shadow
+        return canary.version, canary.percent, record.shadow
+
+    def test_they_are_set_shown_and_cleared(self, store: Store) -> None:
+        assert store.set_canary("mood", 1, 12.5).canary == 12.5
+        assert store.set_shadow("mood", 2).shadow
+        infos = store.versions("mood")
+        assert [(info.active, info.canary, info.shadow) for info in infos] == [
+            (False, 12.5, False),
+            (False, None, True),
+            (True, None, False),
+        ]
+        assert store.set_canary("mood", 2, 50).canary == 50
+        cleared = store.clear_canary("mood"), store.clear_shadow("mood")
+        assert [info and info.version for info in cleared] == [2, 2]
+        assert self.roles(store) == (None, None, None)
+        assert (store.clear_canary("mood"), store.clear_shadow("mood")) == (None, None)
+        assert store.tasks()["mood"].version == 3
+
+    def test_activation_ends_what_becomes_active_and_nothing_else(self, store: Store) -> None:
+        store.set_canary("mood", 1, 10)
+        store.set_shadow("mood", 2)
+        store.activate("mood", 2)
+        assert self.roles(store) == (1, 10, None)
+        store.activate("mood", 1)
+        assert self.roles(store) == (None, None, None)
+
+    def test_rolling_back_ends_what_becomes_active(self, store: Store) -> None:
+        store.set_canary("mood", 2, 10)
+        store.set_shadow("mood", 1)
+        store.roll_back("mood")
+        assert self.roles(store) == (None, None, 1)
+
+    def test_publishing_ends_neither(self, store: Store) -> None:
+        store.set_canary("mood", 2, 10)
+        store.set_shadow("mood", 1)
+        store.publish(example_artifact(data=b"fourth"))
+        assert self.roles(store) == (2, 10, 1)
+
+    def test_deletion_ends_them(self, store: Store) -> None:
+        store.set_canary("mood", 1, 10)
+        store.set_shadow("mood", 2)
+        store.delete("mood", 1)
+        assert self.roles(store) == (None, None, 2)
+        store.delete("mood")
+        store.publish(FIRST)
+        assert self.roles(store) == (None, None, None)
+
+    def test_the_active_version_can_be_neither(self, store: Store) -> None:
+        changes: list[Callable[[str, int], object]] = [
+            store.set_shadow,
+            lambda task, version: store.set_canary(task, version, 10),
+        ]
+        for change in changes:
+            with pytest.raises(ConflictError, match=r"version 3 cannot be a .*: it is the active"):
+                change("mood", 3)
+            with pytest.raises(NotFoundError, match=r"no version 4; it has: 1, 2, 3"):
+                change("mood", 4)
+            with pytest.raises(NotFoundError, match=r"no task 'mod'"):
+                change("mod", 1)
+        store.publish(example_artifact("quiet"), activate=False)
+        with pytest.raises(ConflictError, match=r"cannot be a shadow: no version is active"):
+            store.set_shadow("quiet", 1)
+        for clear in (store.clear_canary, store.clear_shadow):
+            with pytest.raises(NotFoundError, match=r"no task 'mod'"):
+                clear("mod")
+
+    @pytest.mark.parametrize("percent", [0, 100, -1, 1e9, float("nan"), float("inf")])
+    def test_a_share_is_between_nothing_and_all(self, store: Store, percent: float) -> None:
+        with pytest.raises(ConflictError, match=r"expected more than 0 and less than 100"):
+            store.set_canary("mood", 1, percent)
+        assert self.roles(store) == (None, None, None)
+
+    def test_a_registry_without_them_names_neither(self, store: Store) -> None:
+        """So that a version of Taskbone that knows neither reads it."""
+        store.set_canary("mood", 1, 10)
+        store.set_shadow("mood", 1)
+        path = store.root / "registry.json"
+        assert {"canary", "shadow"} <= json.loads(path.read_bytes())["tasks"]["mood"].keys()
+        store.clear_canary("mood")
+        store.clear_shadow("mood")
+        assert not {"canary", "shadow"} & json.loads(path.read_bytes())["tasks"]["mood"].keys()
 
 
 class TestDelete:

@@ -38,6 +38,8 @@ class TestDamagedStore:
             ('{"tasks": {"../up": {}}}', "should match pattern"),
             ('{"tasks": {"mood": {"active": 1}}}', "versions: .1. named as active"),
             ('{"tasks": {"mood": {"history": [1, 1]}}}', "repeats a version"),
+            ('{"tasks": {"mood": {"shadow": 1}}}', "shadow: version 1 is active, or not there"),
+            ('{"tasks": {"mood": {"canary": {"version": 1, "percent": 0}}}}', "greater than 0"),
             ('{"backbones": {"../up": {"name": "x", "bytes": 1}}}', "should match pattern"),
             (
                 '{"tasks": {"mood": {"versions": {"1": {"digest": "'
