@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from serving.api import Service
     from serving.metrics import Metrics
+    from serving.shared_board import MakeBoard, RayBoard
 
-OpenService = Callable[[ServeConfig, "Metrics"], "Service"]
+OpenService = Callable[[ServeConfig, "Metrics", "RayBoard | None"], "Service"]
 
 NAME = "taskbone"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -38,7 +39,7 @@ GRACE_S = 20
 """How long requests under way may take to finish when the server stops."""
 
 
-def open_service(config: ServeConfig, metrics: "Metrics") -> "Service":
+def open_service(config: ServeConfig, metrics: "Metrics", board: "RayBoard | None") -> "Service":
     """The real service. Imports torch, so only replicas call it."""
     from serving.service import Service
 
@@ -48,7 +49,13 @@ def open_service(config: ServeConfig, metrics: "Metrics") -> "Service":
 class Replica:
     """One process that answers requests. Ray makes it, asks for its application and its health."""
 
-    def __init__(self, config: ServeConfig, log: Path, open_service: OpenService) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        log: Path,
+        open_service: OpenService,
+        make_board: "MakeBoard | None",
+    ) -> None:
         from serving.app import build_app
         from serving.metrics import Metrics
 
@@ -58,7 +65,8 @@ class Replica:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         metrics = Metrics()
-        self._service = open_service(config, metrics)
+        board = open_board(make_board) if make_board else None
+        self._service = open_service(config, metrics, board)
         self._app = build_app(self._service, metrics, config, server_token(config))
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
@@ -73,7 +81,23 @@ class Replica:
             self._service.close()
 
 
-def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
+def open_board(make_board: "MakeBoard") -> "RayBoard":
+    """What the replica that runs this process holds of the replicas' board."""
+    import ray
+    from ray import serve
+
+    from serving.shared_board import RayBoard, connect
+
+    replica = serve.get_replica_context().replica_id.unique_id
+    node = ray.get_runtime_context().get_node_id()
+    return RayBoard(connect(make_board, NAME), f"{replica}-{node[:12]}-{os.getpid()}")
+
+
+def run(
+    config: ServeConfig,
+    open_service: OpenService = open_service,
+    make_board: "MakeBoard | None" = None,
+) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread.
 
     Raises `ConfigError` before anything is started where the token or the address cannot be used,
@@ -90,7 +114,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
                 os.environ.update(environment(config, folder, address))
                 _start(config, folder, signals)
                 step(f"loading the backbone and the tasks in {config.replicas} replica(s)")
-                _deploy(config, folder, open_service)
+                _deploy(config, folder, open_service, make_board)
                 tasks = startup.wait_until_ready(config, token)
             startup.show(console, config, token, tasks)
             _watch(folder / _LOG)
@@ -116,6 +140,8 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + config.replicas + _SPARE_PORTS),
         # The proxy is on this machine and stops before the replicas: no need to wait for others.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # On a busy machine the front door takes longer than Ray's 5 s to start.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_enable_metrics_collection": "0",
         "RAY_enable_worker_prestart": "0",
         # Ray would let every other process of the machine go first.
@@ -155,7 +181,12 @@ def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> Non
     )
 
 
-def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> None:
+def _deploy(
+    config: ServeConfig,
+    folder: Path,
+    open_service: OpenService,
+    make_board: "MakeBoard | None",
+) -> None:
     """Start the replicas; return when all have loaded what they need."""
     from ray import serve
 
@@ -181,7 +212,7 @@ def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> Non
         health_check_timeout_s=30,
         logging_config=_QUIET,
     )(serve.ingress()(Replica))
-    application = deployment.bind(config, folder / _LOG, open_service)
+    application = deployment.bind(config, folder / _LOG, open_service, make_board)
     try:
         serve.run(application, name=NAME, route_prefix="/")
     except RuntimeError as error:
