@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from serving.api import Service
+    from serving.board import Board
     from serving.metrics import Metrics
-    from serving.shared_board import MakeBoard, RayBoard
 
-OpenService = Callable[[ServeConfig, "Metrics", "RayBoard | None"], "Service"]
+OpenService = Callable[[ServeConfig, "Metrics", "Board", str], "Service"]
+"""Makes a replica's service: settings, metrics, the board of all replicas, this replica's name."""
 
 NAME = "taskbone"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -39,7 +40,9 @@ GRACE_S = 20
 """How long requests under way may take to finish when the server stops."""
 
 
-def open_service(config: ServeConfig, metrics: "Metrics", board: "RayBoard | None") -> "Service":
+def open_service(
+    config: ServeConfig, metrics: "Metrics", board: "Board", replica_id: str
+) -> "Service":
     """The real service. Imports torch, so only replicas call it."""
     from serving.service import Service
 
@@ -49,15 +52,10 @@ def open_service(config: ServeConfig, metrics: "Metrics", board: "RayBoard | Non
 class Replica:
     """One process that answers requests. Ray makes it, asks for its application and its health."""
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        log: Path,
-        open_service: OpenService,
-        make_board: "MakeBoard | None",
-    ) -> None:
+    def __init__(self, config: ServeConfig, log: Path, open_service: OpenService) -> None:
         from serving.app import build_app
         from serving.metrics import Metrics
+        from serving.shared_board import RayBoard, connect
 
         logging.basicConfig(
             filename=log,
@@ -65,8 +63,8 @@ class Replica:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         metrics = Metrics()
-        board = open_board(make_board) if make_board else None
-        self._service = open_service(config, metrics, board)
+        board = RayBoard(connect(NAME))
+        self._service = open_service(config, metrics, board, replica_id())
         self._app = build_app(self._service, metrics, config, server_token(config))
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
@@ -81,23 +79,17 @@ class Replica:
             self._service.close()
 
 
-def open_board(make_board: "MakeBoard") -> "RayBoard":
-    """What the replica that runs this process holds of the replicas' board."""
+def replica_id() -> str:
+    """Who this replica is: Ray's name for it, its node and its process."""
     import ray
     from ray import serve
 
-    from serving.shared_board import RayBoard, connect
-
     replica = serve.get_replica_context().replica_id.unique_id
     node = ray.get_runtime_context().get_node_id()
-    return RayBoard(connect(make_board, NAME), f"{replica}-{node[:12]}-{os.getpid()}")
+    return f"{replica}-{node[:12]}-{os.getpid()}"
 
 
-def run(
-    config: ServeConfig,
-    open_service: OpenService = open_service,
-    make_board: "MakeBoard | None" = None,
-) -> None:
+def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread.
 
     Raises `ConfigError` before anything is started where the token or the address cannot be used,
@@ -114,7 +106,7 @@ def run(
                 os.environ.update(environment(config, folder, address))
                 _start(config, folder, signals)
                 step(f"loading the backbone and the tasks in {config.replicas} replica(s)")
-                _deploy(config, folder, open_service, make_board)
+                _deploy(config, folder, open_service)
                 tasks = startup.wait_until_ready(config, token)
             startup.show(console, config, token, tasks)
             _watch(folder / _LOG)
@@ -181,12 +173,7 @@ def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> Non
     )
 
 
-def _deploy(
-    config: ServeConfig,
-    folder: Path,
-    open_service: OpenService,
-    make_board: "MakeBoard | None",
-) -> None:
+def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> None:
     """Start the replicas; return when all have loaded what they need."""
     from ray import serve
 
@@ -212,7 +199,7 @@ def _deploy(
         health_check_timeout_s=30,
         logging_config=_QUIET,
     )(serve.ingress()(Replica))
-    application = deployment.bind(config, folder / _LOG, open_service, make_board)
+    application = deployment.bind(config, folder / _LOG, open_service)
     try:
         serve.run(application, name=NAME, route_prefix="/")
     except RuntimeError as error:

@@ -6,11 +6,13 @@ is filled by the next reports; one that nobody calls any more ends itself.
 """
 
 import asyncio
+import os
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
+from serving.board import Board, ReplicaStatus
 from serving.errors import BoardError
+from serving.types import Operation
 
 NAME = "board"
 PATIENCE_S = 10.0
@@ -20,8 +22,6 @@ _IDLE_S = 120.0
 _PAUSE_S = 0.1
 _MOST_CALLS = 10_000
 
-MakeBoard = Callable[[], Any]
-
 
 class Call(Protocol):
     """Calls a method of the board, wherever it is. Raises `BoardError` after `timeout_s`."""
@@ -29,50 +29,52 @@ class Call(Protocol):
     def __call__(self, method: str, *given: Any, timeout_s: float = PATIENCE_S) -> Any: ...
 
 
-class RayBoard:
-    """The board as a replica sees it: plain methods, for any thread but the event loop's.
+class RayBoard(Board):
+    """The board as a replica sees it, for any thread but the event loop's.
 
-    Each raises `BoardError` where the board cannot be reached in time. What was sent may then have
-    arrived or not: reports and operations may be sent again.
+    Each method raises `BoardError` where the board cannot be reached in time. What was sent may
+    then have arrived or not: all of it may be sent again.
     """
 
-    def __init__(self, call: Call, replica_id: str) -> None:
+    def __init__(self, call: Call) -> None:
+        # Not the parent's: this one holds nothing itself.
         self._call = call
-        self.replica_id = replica_id
-        """Who this replica is: Ray's name for it, its node and its process."""
 
-    def report(self, replica_id: str, status: Any) -> int:
-        """Say how a replica is; gives the number of the board's newest change."""
-        number: int = self._call("report", replica_id, status)
-        return number
+    def report(self, replica_id: str, status: ReplicaStatus) -> tuple[int, list[Operation]]:
+        answer: tuple[int, list[Operation]] = self._call("report", replica_id, status)
+        return answer
 
-    def members(self) -> Any:
-        """The replicas that reported lately, and what they said."""
-        return self._call("members")
+    def leave(self, replica_id: str) -> None:
+        self._call("leave", replica_id)
 
-    def put_operation(self, operation: Any) -> None:
-        """Write an operation down, in place of what it was before."""
-        self._call("put_operation", operation)
+    def members(self) -> dict[str, ReplicaStatus]:
+        answer: dict[str, ReplicaStatus] = self._call("members")
+        return answer
 
-    def operation(self, operation_id: str) -> Any:
-        """The operation of this id, or None."""
-        return self._call("operation", operation_id)
+    def put_operation(self, operation: Operation, owner: str) -> None:
+        self._call("put_operation", operation, owner)
 
-    def operations(self) -> Any:
-        """All operations that the board still knows."""
-        return self._call("operations")
+    def operation(self, operation_id: str) -> Operation | None:
+        answer: Operation | None = self._call("operation", operation_id)
+        return answer
 
-    def changed(self, since: int, timeout: float) -> int:
-        """The number of the newest change; waits up to `timeout` seconds for one after `since`."""
-        number: int = self._call("changed", since, timeout, timeout_s=timeout + PATIENCE_S)
-        return number
+    def operations(self) -> list[Operation]:
+        answer: list[Operation] = self._call("operations")
+        return answer
+
+    def changed(self, since: int, timeout_s: float) -> int:
+        answer: int = self._call("changed", since, timeout_s, timeout_s=timeout_s + PATIENCE_S)
+        return answer
+
+    def announce(self) -> None:
+        self._call("announce")
 
 
 class BoardHost:
     """The actor. All calls run on one event loop, one after the other, but those that wait."""
 
-    def __init__(self, make_board: MakeBoard, idle_s: float = _IDLE_S) -> None:
-        self._board = make_board()
+    def __init__(self, idle_s: float = _IDLE_S) -> None:
+        self._board = Board()
         self._idle_s = idle_s
         self._called_at = time.monotonic()
         self._called = asyncio.Condition()
@@ -88,8 +90,12 @@ class BoardHost:
             self._called.notify_all()
         return answer
 
-    async def _changed(self, since: int, timeout: float) -> int:  # noqa: ASYNC109 - the board's word
-        deadline = time.monotonic() + timeout
+    async def process(self) -> int:
+        """The actor's process."""
+        return os.getpid()
+
+    async def _changed(self, since: int, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s
         async with self._called:
             while True:
                 number: int = self._board.changed(since, 0.0)
@@ -110,7 +116,7 @@ class BoardHost:
         ray.kill(ray.get_runtime_context().current_actor)
 
 
-def connect(make_board: MakeBoard, namespace: str) -> Call:
+def connect(namespace: str) -> Call:
     """How this process calls the board of the application `namespace`, once it is there."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
@@ -124,7 +130,7 @@ def connect(make_board: MakeBoard, namespace: str) -> Call:
         max_restarts=-1,
         max_concurrency=_MOST_CALLS,
     )
-    found = host.remote(make_board)
+    found = host.remote()
     ray.get(found.__ray_ready__.remote(), timeout=_START_S)
 
     def call(method: str, *given: Any, timeout_s: float = PATIENCE_S) -> Any:
@@ -141,6 +147,6 @@ def connect(make_board: MakeBoard, namespace: str) -> Call:
                     ) from error
             time.sleep(_PAUSE_S)
             # One that ended itself is made again; one that Ray restarts is found again.
-            found = host.remote(make_board)
+            found = host.remote()
 
     return call

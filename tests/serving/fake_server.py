@@ -6,17 +6,16 @@
 import sys
 from pathlib import Path
 
+from serving.board import Board
 from serving.config import ServeConfig
 from serving.deployment import run
 from serving.errors import ConfigError, ServingError
 from serving.metrics import Metrics
-from serving.shared_board import RayBoard
-from tests.serving.fake_board import FakeBoard
 from tests.serving.fake_service import FakeService, open_fake_service
 
 
 def open_broken_service(
-    config: ServeConfig, metrics: Metrics, board: RayBoard | None
+    config: ServeConfig, metrics: Metrics, board: Board, replica_id: str
 ) -> FakeService:
     """What a replica does whose store is damaged."""
     raise ConfigError("the store holds no backbone")
@@ -26,7 +25,7 @@ def main(store: str, port: str, kind: str = "good") -> None:
     """Serve until a signal comes."""
     config = ServeConfig.of(store=Path(store), port=int(port), replicas=2 if kind == "two" else 1)
     try:
-        run(config, open_broken_service if kind == "broken" else open_fake_service, FakeBoard)
+        run(config, open_broken_service if kind == "broken" else open_fake_service)
     except ServingError as error:
         sys.exit(f"error: {error}")
 

@@ -4,17 +4,17 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
+from serving.board import Board, ReplicaStatus
 from serving.config import ServeConfig
 from serving.errors import EngineError, InvalidInputError, OverloadedError, UnknownTaskError
 from serving.metrics import Metrics
-from serving.shared_board import RayBoard
 from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, TextInput, Timings
 
 
 class FakeService:
     """Two tasks, `parity` on texts and `pairs` on pairs; some texts make it fail or wait."""
 
-    def __init__(self, metrics: Metrics | None = None, board: RayBoard | None = None) -> None:
+    def __init__(self, metrics: Metrics | None = None, board: Board | None = None) -> None:
         self.metrics = metrics
         self.board = board
         self.healthy = True
@@ -82,12 +82,12 @@ _FIRST_TASKS = {"parity": False, "pairs": True}
 
 
 def open_fake_service(
-    config: ServeConfig, metrics: Metrics, board: RayBoard | None = None
+    config: ServeConfig, metrics: Metrics, board: Board | None = None, replica_id: str = "alone"
 ) -> FakeService:
     """What a replica opens instead of the real service."""
     service = FakeService(metrics, board)
     if board:
-        board.report(board.replica_id, "ready")
+        board.report(replica_id, ReplicaStatus())
     for info in service.tasks():
         metrics.prepare(info.task)
     return service
