@@ -35,6 +35,7 @@ from model_store.ops_onednn import fastest_ops
 from model_store.plan import Plan
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
+from serving.board import Board
 from serving.config import ServeConfig
 from serving.metrics import Metrics
 from serving.service import Service
@@ -217,7 +218,7 @@ def labels_equal(
 
 async def _ask_all(store: Store, rows: Mapping[str, Rows]) -> dict[str, list[str]]:
     """The served labels of all rows, asked for in requests of 1 to `MOST_INPUTS`, sets mixed."""
-    service = Service.open(ServeConfig.of(store=store.root, device="cpu"), Metrics())
+    service = Service.open(ServeConfig.of(store=store.root, device="cpu"), Metrics(), Board())
     draw = random.Random(0)
     requests: list[tuple[str, list[int]]] = []
     for name, of_set in rows.items():

@@ -24,7 +24,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from model_store import errors as store_errors
 from model_store.manifest import TASK_NAME_PATTERN
-from serving import errors, openapi
+from serving import errors, openapi, statuses
 from serving.config import ServeConfig
 from serving.inputs import parse_inputs
 from serving.metrics import NO_TASK, UNKNOWN_TASK, Metrics
@@ -71,48 +71,14 @@ class Exchange:
     caller: Caller = ANYBODY
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How one kind of error is answered: HTTP status and the `type` in the body."""
-
-    code: int
-    type: str
-
-
-STATUSES: dict[type[Exception], Status] = {
-    errors.UnauthorizedError: Status(401, "unauthorized"),
-    errors.ForbiddenError: Status(403, "forbidden"),
-    errors.UnknownTaskError: Status(404, "unknown_task"),
-    errors.TooLargeError: Status(413, "too_large"),
-    errors.InvalidInputError: Status(422, "invalid_input"),
-    errors.EngineError: Status(500, "engine_error"),
-    errors.RateLimitedError: Status(429, "rate_limited"),
-    errors.OverloadedError: Status(503, "overloaded"),
-    errors.DeadlineError: Status(504, "deadline_exceeded"),
-    errors.NotReadyError: Status(503, "not_ready"),
-    errors.ServingError: Status(500, "internal_error"),
-    store_errors.InputError: Status(422, "invalid_input"),
-    store_errors.ManifestError: Status(422, "invalid_artifact"),
-    store_errors.ArtifactError: Status(422, "invalid_artifact"),
-    store_errors.BackboneMismatchError: Status(422, "wrong_backbone"),
-    store_errors.GoldenMismatchError: Status(422, "golden_mismatch"),
-    store_errors.BackboneError: Status(500, "backbone_error"),
-    store_errors.NotFoundError: Status(404, "not_found"),
-    store_errors.ConflictError: Status(409, "conflict"),
-    store_errors.StoreError: Status(500, "store_error"),
-    store_errors.ModelStoreError: Status(500, "internal_error"),
-    Exception: Status(500, "internal_error"),
-}
-"""The nearest class in an error's ancestry decides."""
-
 _HTTP_TYPES = {404: "no_such_route", 405: "method_not_allowed"}
 
 
-def status_of(error: Exception) -> Status:
+def status_of(error: Exception) -> statuses.Status:
     """How an error is answered."""
     if isinstance(error, HTTPException):
-        return Status(error.status_code, _HTTP_TYPES.get(error.status_code, "http_error"))
-    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+        return statuses.Status(error.status_code, _HTTP_TYPES.get(error.status_code, "http_error"))
+    return statuses.status_of(error)
 
 
 def error_answer(error: Exception, request_id: str) -> Response:

@@ -1,7 +1,7 @@
 """What replicas tell each other: how far each is, and which changes are under way.
 
-Soft state alone: what is served stands in the store, and a board that is lost is filled again by the
-replicas' next reports. One per server, in a process of its own or in this one. No Ray, no torch.
+Soft state alone: what is served stands in the store, and a board that is lost is filled again by
+the replicas' next reports. One per server, in a process of its own or in this one. No Ray.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ class Board:
             return {name: member.status for name, member in self._live().items()}
 
     def put_operation(self, operation: Operation, owner: str) -> None:
-        """Make an operation known, or its next state; `owner` is the replica that carries it out."""
+        """Make an operation known, or its next state; the replica `owner` carries it out."""
         with self._changed:
             self._entries[operation.id] = _Entry(operation, owner)
             finished = [key for key, one in self._entries.items() if _is_finished(one.operation)]

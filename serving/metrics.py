@@ -93,6 +93,19 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self._operations = Counter(
+            "taskbone_operations_total",
+            "Changes of what is served, by kind and how they ended.",
+            ["kind", "result"],
+            registry=registry,
+        )
+        self._shadow = Counter(
+            "taskbone_shadow_inputs_total",
+            "Inputs that a task's shadow version was asked, too: `same` label, `different`, "
+            "`failed`, or `skipped` for want of time.",
+            ["task", "result"],
+            registry=registry,
+        )
         self._plan_lookups = Counter(
             "taskbone_plan_lookups_total",
             "Plans looked up: `hit`, it was warm; `miss`, it answered as it was.",
@@ -162,6 +175,14 @@ class Metrics:
     def registrations(self, result: str) -> None:
         """Count an upload: `result` is `created`, `unchanged` or `refused`."""
         self._registrations.labels(result).inc()
+
+    def operation(self, kind: str, result: str) -> None:
+        """Count a change of what is served: `result` is `done` or `failed`."""
+        self._operations.labels(kind, result).inc()
+
+    def shadow(self, task: str, result: str, inputs: int) -> None:
+        """Count inputs that a shadow was asked: `same`, `different`, `failed` or `skipped`."""
+        self._shadow.labels(task, result).inc(inputs)
 
     def plan_lookup(self, result: str) -> None:
         """Count a plan looked up: `hit` or `miss`."""

@@ -1,137 +1,211 @@
-"""The tasks that this process serves: the store's active versions, read again whenever they change.
+"""The versions that this process answers with, and how many requests each has under way.
 
-The store is the only truth. Every lookup compares one `stat` of its registry, so that whatever any
-replica or command publishes is served by all from their next request on, without messages.
+Knows nothing of where versions come from: `serving.reconciler` puts them here as the store says.
 """
 
-import logging
-import math
-import time
-from dataclasses import dataclass
-from typing import Protocol
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from model_store import artifact
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
-from model_store.errors import BackboneMismatchError, ModelStoreError, StoreError
 from model_store.manifest import Manifest
-from model_store.store import Store, Token, VersionInfo
+from model_store.store import VersionInfo
 from model_store.tokenization import InputEncoder
 from serving.engine import Servable
-from serving.errors import UnknownTaskError
-from serving.types import TaskInfo
+from serving.errors import NotReadyError, UnknownTaskError
+from serving.types import Ask, CanaryInfo, TaskInfo
 
-logger = logging.getLogger("taskbone.tasks")
+MOST_OTHERS = 32
+"""Versions without a part in their task that are kept for those who ask for them by number."""
 
-
-READ_AGAIN_S = 1.0
-"""How long after a version could not be read it is tried again."""
-
-
-class TaskObserver(Protocol):
-    """What the table tells of its tasks; `serving.metrics.Metrics` is one."""
-
-    def prepare(self, task: str) -> None:
-        """A task is there for the first time."""
-        ...
-
-    def tasks(self, count: int) -> None:
-        """So many tasks are loaded."""
-        ...
+_BUCKETS = 10_000
 
 
-@dataclass(frozen=True)
-class LoadedTask:
-    """A task's active version, ready for requests."""
+@dataclass(eq=False)
+class LoadedVersion:
+    """A version that can answer. The table alone counts `in_flight`."""
 
     info: TaskInfo
     servable: Servable
     texts: InputEncoder
+    in_flight: int = 0
 
     @property
     def manifest(self) -> Manifest:
         """The version's manifest."""
         return self.servable.overlay.manifest
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Task and version; numbers are never given out twice."""
+        return self.info.task, self.info.version
+
+
+@dataclass(frozen=True)
+class ServedTask:
+    """What answers for a task: the active version, for a share of the requests the canary."""
+
+    active: LoadedVersion
+    canary: LoadedVersion | None = None
+    canary_percent: float = 0.0
+    shadow: LoadedVersion | None = None
+    """Answers too, for comparison; nobody gets its answers."""
+
+    @property
+    def info(self) -> TaskInfo:
+        """What callers may know."""
+        canary = shadow = None
+        if self.canary is not None:
+            canary = CanaryInfo(self.canary.info.version, self.canary_percent)
+        if self.shadow is not None:
+            shadow = self.shadow.info.version
+        return replace(self.active.info, canary=canary, shadow=shadow)
+
+    @property
+    def versions(self) -> Iterator[LoadedVersion]:
+        """Every version with a part in it."""
+        return (one for one in (self.active, self.canary, self.shadow) if one is not None)
+
+    def choose(self, request_id: str) -> LoadedVersion:
+        """Active or canary; the same request id always gets the same."""
+        if self.canary is None:
+            return self.active
+        seed = f"{self.active.info.task}/{request_id}".encode()
+        share = zlib.crc32(seed) % _BUCKETS / _BUCKETS
+        return self.canary if 100 * share < self.canary_percent else self.active
+
 
 class TaskTable:
-    """All loaded tasks by name. For one thread: the event loop's."""
+    """All that is served, as one state of the store says. May be used from several threads."""
 
-    def __init__(self, store: Store, backbone: Backbone, observer: TaskObserver) -> None:
-        self._store = store
-        self._backbone = backbone
-        self._observer = observer
-        self._token: Token | None = None
-        self._tasks: dict[str, LoadedTask] = {}
-        # Versions that cannot be served, so that each is reported once.
-        self._refused: set[str] = set()
-        self._complaint = ""
-        self._read_again_at = math.inf
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tasks: Mapping[str, ServedTask] = {}
+        self._generation = -1
+        # Versions asked for by number, the last one asked last.
+        self._others: OrderedDict[tuple[str, int], LoadedVersion] = OrderedDict()
+        # Versions that serve no new request, with the generation that has taken them out.
+        self._leaving: list[tuple[int, LoadedVersion]] = []
 
-    def get(self, name: str) -> LoadedTask:
-        """The active version of a task. Raises `UnknownTaskError` that lists what there is."""
-        self._refresh()
-        loaded = self._tasks.get(name)
-        if loaded is None:
+    @property
+    def generation(self) -> int:
+        """The store's state that new requests are answered by."""
+        return self._generation
+
+    @property
+    def drained(self) -> int:
+        """The newest state of which no request that an earlier one let in is under way."""
+        with self._lock:
+            waiting = [when for when, one in self._leaving if one.in_flight]
+            return min(waiting, default=self._generation + 1) - 1
+
+    def replace(self, tasks: Mapping[str, ServedTask], generation: int) -> None:
+        """Answer new requests by another state, from one moment to the next."""
+        kept = {id(one) for served in tasks.values() for one in served.versions}
+        with self._lock:
+            before = [one for served in self._tasks.values() for one in served.versions]
+            gone = {id(one): one for one in before if id(one) not in kept}
+            self._leaving += [(generation, one) for one in gone.values()]
+            self._tasks = tasks
+            self._generation = generation
+
+    def take_left(self) -> list[LoadedVersion]:
+        """Versions that have left, and whose last request has been answered; each given once."""
+        with self._lock:
+            left = [one for _, one in self._leaving if not one.in_flight]
+            self._leaving = [(when, one) for when, one in self._leaving if one.in_flight]
+            return left
+
+    def get(self, task: str) -> ServedTask:
+        """What serves a task. Raises `UnknownTaskError` that lists what there is."""
+        served = self._tasks.get(task)
+        if served is None:
             known = ", ".join(sorted(self._tasks)[:20]) or "none is loaded"
-            raise UnknownTaskError(f"no task {name[:80]!r}; tasks: {known}")
-        return loaded
+            raise UnknownTaskError(f"no task {task[:80]!r}; tasks: {known}")
+        return served
 
-    def all(self) -> list[LoadedTask]:
-        """Every loaded task, in order of names."""
-        self._refresh()
-        return [self._tasks[name] for name in sorted(self._tasks)]
+    def find(self, task: str) -> ServedTask | None:
+        """What serves a task, if anything does."""
+        return self._tasks.get(task)
 
-    def _refresh(self) -> None:
+    def all(self) -> list[ServedTask]:
+        """Everything that is served, in order of names."""
+        tasks = self._tasks
+        return [tasks[name] for name in sorted(tasks)]
+
+    def has(self, task: str, number: int) -> bool:
+        """Whether a version can be asked by its number now."""
+        with self._lock:
+            return self._numbered(task, number) is not None
+
+    def add_other(self, version: LoadedVersion) -> None:
+        """Keep a version that is asked for by its number."""
+        with self._lock:
+            self._others[version.key] = version
+            if len(self._others) > MOST_OTHERS:
+                _, oldest = self._others.popitem(last=False)
+                self._leaving.append((self._generation, oldest))
+
+    def drop_others(self, exists: Callable[[str, int], bool]) -> None:
+        """Let go of versions that have been deleted."""
+        with self._lock:
+            for key in [key for key in self._others if not exists(*key)]:
+                self._leaving.append((self._generation, self._others.pop(key)))
+
+    def digests(self) -> set[str]:
+        """Of every version that can still be asked."""
+        with self._lock:
+            others = [*self._others.values(), *(one for _, one in self._leaving)]
+            served = [one for task in self._tasks.values() for one in task.versions]
+            return {one.info.digest for one in (*others, *served)}
+
+    @contextmanager
+    def using(self, task: str, ask: Ask) -> Iterator[tuple[LoadedVersion, ServedTask | None]]:
+        """The version that answers a request, counted as under way inside; and what serves the
+        task, None where the caller has named the version."""
+        with self._lock:
+            served = self.get(task) if ask.version is None else None
+            chosen = (
+                self._numbered(task, ask.version or 0)
+                if served is None
+                else served.choose(ask.request_id)
+            )
+            if chosen is None:
+                raise NotReadyError(f"version {ask.version} of task {task!r} was not kept loaded")
+            chosen.in_flight += 1
         try:
-            token = self._store.state_token()
-            if token == self._token and time.monotonic() < self._read_again_at:
-                return
-            active = self._store.tasks()
-        except StoreError as error:
-            # What was loaded goes on being served while someone repairs the store.
-            if not self._tasks:
-                raise
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                logger.error("the store cannot be read; serving what was loaded: %s", error)
-            return
-        self._complaint = ""
-        self._read_again_at = math.inf
-        tasks: dict[str, LoadedTask] = {}
-        for name, info in active.items():
-            known = self._tasks.get(name)
-            loaded = known if known and _same(known, info) else self._load(name, info, known)
-            if loaded is not None:
-                tasks[name] = loaded
-        for name in tasks.keys() - self._tasks.keys():
-            self._observer.prepare(name)
-        self._observer.tasks(len(tasks))
-        self._tasks = tasks
-        # The token of before the read: a change in between is then seen at the next lookup.
-        self._token = token
+            yield chosen, served
+        finally:
+            self.release(chosen)
 
-    def _load(self, name: str, info: VersionInfo, known: LoadedTask | None) -> LoadedTask | None:
-        """A version from the store; one that cannot be served leaves the known one in its place."""
-        try:
-            info, data = self._store.read(name)
-            overlay = artifact.read(data, self._backbone.config, self._backbone.fingerprint)
-            return load_task(self._backbone, overlay, info)
-        except BackboneMismatchError:
-            return None  # another server's task: a store may hold several backbones
-        except ModelStoreError as error:
-            if isinstance(error, StoreError):  # reading failed; perhaps not the next time
-                self._read_again_at = time.monotonic() + READ_AGAIN_S
-            if info.digest not in self._refused:
-                self._refused.add(info.digest)
-                logger.error("task %s, version %d cannot be served: %s", name, info.version, error)
-            return known
+    def hold(self, version: LoadedVersion) -> None:
+        """Another request of this version is under way, until `release`."""
+        with self._lock:
+            version.in_flight += 1
+
+    def release(self, version: LoadedVersion) -> None:
+        """A request of this version has been answered."""
+        with self._lock:
+            version.in_flight -= 1
+
+    def _numbered(self, task: str, number: int) -> LoadedVersion | None:
+        served = self._tasks.get(task)
+        for one in () if served is None else served.versions:
+            if one.info.version == number:
+                return one
+        other = self._others.get((task, number))
+        if other is not None:
+            self._others.move_to_end((task, number))
+        return other
 
 
-def load_task(backbone: Backbone, overlay: Overlay, version: VersionInfo) -> LoadedTask:
-    """A version made ready for requests."""
-    manifest = overlay.manifest
-    info = TaskInfo(
+def describe(manifest: Manifest, version: VersionInfo) -> TaskInfo:
+    """What a caller may know about a version."""
+    return TaskInfo(
         task=manifest.task,
         version=version.version,
         digest=version.digest,
@@ -145,11 +219,13 @@ def load_task(backbone: Backbone, overlay: Overlay, version: VersionInfo) -> Loa
         published_at=version.published_at,
         metrics=manifest.metrics,
     )
+
+
+def load_version(backbone: Backbone, overlay: Overlay, version: VersionInfo) -> LoadedVersion:
+    """A version made ready for requests."""
+    manifest = overlay.manifest
     texts = InputEncoder(
         backbone.tokenizer, backbone.config, manifest.template, manifest.max_tokens
     )
-    return LoadedTask(info, Servable(manifest.task, version.digest, overlay), texts)
-
-
-def _same(known: LoadedTask, info: VersionInfo) -> bool:
-    return (known.info.version, known.info.digest) == (info.version, info.digest)
+    servable = Servable(manifest.task, version.digest, overlay)
+    return LoadedVersion(describe(manifest, version), servable, texts)

@@ -10,6 +10,7 @@ __all__ = [
     "PLAIN",
     "Ask",
     "Caller",
+    "CanaryInfo",
     "Operation",
     "Prediction",
     "Scope",
@@ -118,6 +119,14 @@ class TaskAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryInfo:
+    """A version that answers `percent` of a task's requests."""
+
+    version: int
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
 class TaskInfo:
     """What a caller may know about a task's active version."""
 
@@ -133,3 +142,6 @@ class TaskInfo:
     bytes: int
     published_at: str
     metrics: tuple[Measurement, ...]
+    canary: CanaryInfo | None = None
+    shadow: int | None = None
+    """The version whose answers are compared with those given."""

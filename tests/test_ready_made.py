@@ -23,7 +23,7 @@ from model_store.packing import Item, Layout, pack
 from model_store.plan import LinearHead
 from model_store.store import Store
 from model_store.tokenization import InputEncoder
-from serving.service import GOLDEN_TOLERANCE
+from serving.loader import GOLDEN_TOLERANCE
 from tests.overlays import random_overlay
 from tests.reference import transformers_hidden, unpacked
 

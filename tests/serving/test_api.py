@@ -14,7 +14,7 @@ import pytest
 import model_store.errors
 import serving.errors
 from model_store import errors as store_errors
-from serving.api import STATUSES, status_of
+from serving.api import status_of
 from serving.errors import (
     EngineError,
     ForbiddenError,
@@ -26,6 +26,7 @@ from serving.errors import (
     UnauthorizedError,
     UnknownTaskError,
 )
+from serving.statuses import STATUSES
 from tests.serving.conftest import TOKEN, Served
 
 

@@ -25,11 +25,19 @@ from model_store.manifest import METADATA_KEY, TextInput
 from model_store.native import builds
 from model_store.plan import LinearHead
 from model_store.store import Store
+from serving.board import Board
 from serving.config import ServeConfig
-from serving.errors import InvalidInputError, TooLargeError, UnknownTaskError
+from serving.errors import (
+    ForbiddenError,
+    InvalidInputError,
+    TooLargeError,
+    UnknownTaskError,
+)
 from serving.metrics import Metrics
 from serving.service import Service
+from serving.types import ANYBODY, Ask, Caller, TaskAnswer
 from tests.overlays import fp32_encoder, random_artifact, random_overlay, small_backbone
+from tests.waiting import wait_until
 
 TEXTS: list[TextInput] = ["the film was good", "a", "what is my new bank card ?"]
 
@@ -50,7 +58,7 @@ def _publish(store: Store, backbone: Backbone, overlay: Overlay) -> None:
 
 def _open(store: Store, **settings: object) -> Service:
     config = ServeConfig.of(store=store.root, precision="fp32", device="cpu", **settings)
-    return Service.open(config, Metrics())
+    return Service.open(config, Metrics(), Board())
 
 
 @pytest.fixture
@@ -69,8 +77,9 @@ def _predict(service: Service, task: str, inputs: list[TextInput]) -> list[list[
 
 
 def _register(service: Service, task: str, data: bytes) -> tuple[int, bool]:
-    info, created = asyncio.run(service.register(task, data))
-    return info.version, created
+    done = asyncio.run(service.lifecycle.register(task, data, ANYBODY))
+    assert done.version is not None
+    return done.version, done.created
 
 
 def test_answers_are_those_of_the_reference(
@@ -118,29 +127,6 @@ def test_what_is_the_callers_fault_says_so(service: Service) -> None:
         _predict(service, "mood", ["a"] * 9)
 
 
-def test_registering_answers_at_once_on_every_replica(
-    service: Service, place: tuple[Store, Backbone]
-) -> None:
-    store, backbone = place
-    other = _open(store)
-    try:
-        before = _predict(other, "mood", TEXTS)
-        data = random_artifact(backbone, "mood", seed=7)
-        assert _register(service, "mood", data) == (2, True)
-        assert asyncio.run(other.predict("mood", TEXTS)).version == 2
-        assert _predict(other, "mood", TEXTS) != before
-        assert _register(service, "mood", data) == (2, False)
-        assert _register(other, "fresh", random_artifact(backbone, "fresh")) == (1, True)
-        assert [info.task for info in service.tasks()] == ["fresh", "mood", "same"]
-        store.roll_back("mood")
-        assert service.task("mood").version == 1
-        store.delete("fresh")
-        with pytest.raises(UnknownTaskError):
-            service.task("fresh")
-    finally:
-        other.close()
-
-
 WHOLE: dict[str, Any] = {"heads": (2, 0, 3), "scales": True, "norms": True, "delta_rank": 2}
 
 
@@ -152,7 +138,7 @@ def test_a_task_with_every_component_is_registered_and_answered(
     if precision == "int8" and builds() in ([], ["avx2"]):
         pytest.skip("no native forward for int8 was built for this processor")
     service = Service.open(
-        ServeConfig.of(store=store.root, precision=precision, device="cpu"), Metrics()
+        ServeConfig.of(store=store.root, precision=precision, device="cpu"), Metrics(), Board()
     )
     overlay = random_overlay(backbone, "recovered", seed=2, **WHOLE)
     try:
@@ -222,8 +208,8 @@ def test_a_damaged_version_leaves_the_known_one_in_its_place(
     before = _predict(service, "mood", TEXTS)
     _publish(store, backbone, random_overlay(backbone, "mood", seed=9))
     (store.root / "tasks" / "mood" / "2.safetensors").write_bytes(b"damaged")
+    wait_until(lambda: "task mood, version 2 cannot be served" in caplog.text)
     assert _predict(service, "mood", TEXTS) == before
-    assert "task mood, version 2 cannot be served" in caplog.text
 
 
 def test_a_version_that_could_not_be_read_is_tried_again(
@@ -239,13 +225,13 @@ def test_a_version_that_could_not_be_read_is_tried_again(
         return read(self, *arguments)
 
     monkeypatch.setattr(Store, "read", fail_once)
-    monkeypatch.setattr("serving.tasks.READ_AGAIN_S", 0.0)
+    monkeypatch.setattr("serving.reconciler.READ_AGAIN_S", 0.0)
     _publish(store, backbone, random_overlay(backbone, "mood", seed=9))
-    assert service.task("mood").version == 1
-    assert service.task("mood").version == 2
+    wait_until(lambda: service.task("mood").version == 2)
+    assert failures == []
 
 
-def test_a_task_that_fails_in_the_warm_up_stops_no_server(
+def test_a_task_that_fails_its_trial_stops_no_server(
     place: tuple[Store, Backbone], caplog: pytest.LogCaptureFixture
 ) -> None:
     store, backbone = place
@@ -255,7 +241,7 @@ def test_a_task_that_fails_in_the_warm_up_stops_no_server(
     _publish(store, backbone, dataclasses.replace(overlay, head=head))
     service = _open(store)
     try:
-        assert "task huge cannot be tried" in caplog.text
+        assert "task huge, version 1 cannot be served" in caplog.text
         assert len(_predict(service, "mood", TEXTS)) == 3
     finally:
         service.close()
@@ -268,11 +254,12 @@ def test_a_damaged_registry_stops_no_answer(
     registry = place[0].root / "registry.json"
     whole = registry.read_text()
     registry.write_text(whole[:20])
+    wait_until(lambda: "serving what was loaded" in caplog.text)
     assert _predict(service, "mood", TEXTS) == before
-    assert _predict(service, "mood", TEXTS) == before
-    assert caplog.text.count("serving what was loaded") == 1
     registry.write_text(whole)
-    assert service.task("mood").version == 1
+    place[0].delete("same")
+    wait_until(lambda: [info.task for info in service.tasks()] == ["mood"])
+    assert caplog.text.count("serving what was loaded") == 1
 
 
 def test_a_task_of_another_backbone_is_not_served(
@@ -322,3 +309,32 @@ def test_a_caller_that_leaves_frees_its_place(service: Service) -> None:
 
     asyncio.run(leave())
     assert len(_predict(service, "mood", TEXTS)) == 3
+
+
+# --- many tasks at once ---------------------------------------------------------------------------
+
+
+def test_one_text_for_many_tasks_gets_what_each_task_gives(
+    service: Service, place: tuple[Store, Backbone]
+) -> None:
+    _register(service, "tone", random_artifact(place[1], "tone", seed=4))
+    alone = {name: _predict(service, name, TEXTS) for name in ("mood", "tone")}
+    batches = "taskbone_batch_tasks_count"
+    before = service._metrics.registry.get_sample_value(batches) or 0.0
+    mood, same, tone = asyncio.run(service.predict_many(["mood", "same", "tone"], TEXTS))
+    assert isinstance(same, InvalidInputError), "this task takes pairs"
+    for answer in (mood, tone):
+        assert isinstance(answer, TaskAnswer)
+        given = [list(one.scores.values()) for one in answer.predictions]
+        assert given == alone[answer.task]
+    assert service._metrics.registry.get_sample_value(batches) == before + 1, "one batch for all"
+    with pytest.raises(UnknownTaskError, match="absent"):
+        asyncio.run(service.predict_many(["mood", "absent"], TEXTS))
+
+
+def test_a_key_for_one_task_asks_no_other(service: Service) -> None:
+    caller = Caller("team", tasks=frozenset(("same",)))
+    with pytest.raises(ForbiddenError, match="'team' is not for task 'mood'"):
+        asyncio.run(service.predict("mood", TEXTS, Ask(caller=caller)))
+    with pytest.raises(ForbiddenError):
+        asyncio.run(service.predict_many(["same", "mood"], TEXTS, Ask(caller=caller)))
