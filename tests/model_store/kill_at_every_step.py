@@ -1,9 +1,10 @@
-"""Makes one change to copies of a store, each time killed one file operation later than before.
+"""Makes changes to copies of a store, each time killed one file operation later than before.
 
-Run as `python -m tests.model_store.kill_at_every_step CHANGE STORE FOLDER`: copies STORE to
-FOLDER/1, FOLDER/2, ... and changes each in a child process that gets SIGKILL just before its n-th
-operation on files; stops after the first child that comes to its end. Prints, one line each, the
-operation that every child was killed at, and `end` for the last.
+Run as `python -m tests.model_store.kill_at_every_step STORE FOLDER`. For each change of `CHANGES`
+it copies STORE to FOLDER/<change>/1, FOLDER/<change>/2, ... and changes each in a child process
+that gets SIGKILL just before its n-th operation on files, until the first child that comes to its
+end; then the same for `FROM_NOTHING` in FOLDER/<change> from nothing/1, ... Prints a line of JSON
+for each: its name, and the operation that every child was killed at, `end` for the last.
 """
 
 import os
@@ -13,13 +14,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from model_store.audit import AuditEntry
 from model_store.store import Store
 from tests.model_store.example_artifacts import example_artifact
 
 NEW_FINGERPRINT = "cd" * 32
 AUDITED = (
     *("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.utime", "os.listdir"),
-    *("os.scandir", "fcntl.flock", "shutil.rmtree"),
+    *("os.scandir", "fcntl.flock", "shutil.rmtree", "os.link", "os.truncate", "os.chmod"),
 )
 
 
@@ -30,22 +32,35 @@ def add_backbone(store: Store) -> None:
         store.add_backbone(NEW_FINGERPRINT, "new", staging)
 
 
+def entry(message: str) -> AuditEntry:
+    return AuditEntry(at="then", by="someone", action="activate", task="mood", message=message)
+
+
 CHANGES: dict[str, Callable[[Store], object]] = {
     "publish": lambda store: store.publish(example_artifact(data=b"published")),
     "publish inactive": lambda store: store.publish(
         example_artifact("other", b"published"), activate=False
     ),
+    "publish again": lambda store: store.publish(example_artifact(data=b"first")),
     "activate": lambda store: store.activate("mood", 1),
     "roll back": lambda store: store.roll_back("mood"),
+    "set canary": lambda store: store.set_canary("mood", 1, 10),
+    "set shadow": lambda store: store.set_shadow("mood", 3),
+    "clear canary": lambda store: store.clear_canary("mood"),
+    "clear shadow": lambda store: store.clear_shadow("mood"),
     "delete version": lambda store: store.delete("mood", 1),
     "delete task": lambda store: store.delete("mood"),
     "add backbone": add_backbone,
+    "put document": lambda store: store.put_document("keys.json", b"new keys"),
+    "append audit": lambda store: store.append_audit(entry("a new entry" * 20)),
 }
+FROM_NOTHING = ("publish", "publish inactive", "add backbone", "put document", "append audit")
 
 
-def change_and_die(change: str, store: Store, last: int) -> None:
+def change_and_die(change: Callable[[Store], object], store: Store, last: int) -> None:
     """Make a change in this process, which dies before its `last`-th operation on files."""
     steps = 0
+    sizes: dict[str, int] = {}
 
     def step(name: str, before_death: Callable[[], None] = lambda: None) -> None:
         nonlocal steps
@@ -56,28 +71,35 @@ def change_and_die(change: str, store: Store, last: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | Path):
+            path = Path(arguments[0])
+            sizes[str(path)] = path.stat().st_size if path.is_file() else 0
         if event in AUDITED:
             step(event)
 
-    plain_fsync = os.fsync
-
     def fsync(descriptor: int) -> None:
+        # SIGKILL takes nothing from the disk's cache, so syncing would change nothing here but the
+        # time. What a power cut does to a file is worse: half of what is new in it is not there.
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+
         def cut() -> None:
-            if os.path.isfile(f"/proc/self/fd/{descriptor}"):  # noqa: PTH113 - Path would resolve it
-                os.truncate(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_size // 2)
+            if path.is_file():
+                old = sizes[str(path)]
+                os.truncate(path, old + (path.stat().st_size - old) // 2)
 
         step("write", cut)
         step("fsync")
-        plain_fsync(descriptor)
 
     # The store passes descriptors alone, never objects that have one.
     os.fsync = fsync  # type: ignore[assignment]
     sys.addaudithook(audit)
-    CHANGES[change](store)
+    change(store)
 
 
-def main(change: str, prepared: Path, folder: Path) -> None:
+def kill_at_every_step(change: Callable[[Store], object], prepared: Path, folder: Path) -> None:
+    """Make the change in copies of a store in `folder` until one comes through."""
     number, ended = 0, False
+    folder.mkdir()
     while not ended:
         number += 1
         assert number < 1000, "the change never comes to its end"
@@ -99,5 +121,14 @@ def write_line(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
+def main(prepared: Path, folder: Path) -> None:
+    for name, change in CHANGES.items():
+        write_line(f"# {name}")
+        kill_at_every_step(change, prepared, folder / name)
+    for name in FROM_NOTHING:
+        write_line(f"# {name} from nothing")
+        kill_at_every_step(CHANGES[name], Path("/nowhere"), folder / f"{name} from nothing")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
