@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from serving.api import Service
+    from serving.board import Board
     from serving.metrics import Metrics
 
-OpenService = Callable[[ServeConfig, "Metrics"], "Service"]
+OpenService = Callable[[ServeConfig, "Metrics", "Board", str], "Service"]
+"""Makes a replica's service: settings, metrics, the board of all replicas, this replica's name."""
 
 NAME = "taskbone"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -38,12 +40,13 @@ GRACE_S = 20
 """How long requests under way may take to finish when the server stops."""
 
 
-def open_service(config: ServeConfig, metrics: "Metrics") -> "Service":
+def open_service(
+    config: ServeConfig, metrics: "Metrics", board: "Board", replica_id: str
+) -> "Service":
     """The real service. Imports torch, so only replicas call it."""
-    from serving.board import Board
     from serving.service import Service
 
-    return Service.open(config, metrics, Board())
+    return Service.open(config, metrics, board, replica_id)
 
 
 class Replica:
@@ -52,6 +55,7 @@ class Replica:
     def __init__(self, config: ServeConfig, log: Path, open_service: OpenService) -> None:
         from serving.app import build_app
         from serving.metrics import Metrics
+        from serving.shared_board import RayBoard, connect
 
         logging.basicConfig(
             filename=log,
@@ -59,7 +63,8 @@ class Replica:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         metrics = Metrics()
-        self._service = open_service(config, metrics)
+        board = RayBoard(connect(NAME))
+        self._service = open_service(config, metrics, board, replica_id())
         self._app = build_app(self._service, metrics, config, server_token(config))
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
@@ -72,6 +77,16 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "_service"):
             self._service.close()
+
+
+def replica_id() -> str:
+    """Who this replica is: Ray's name for it, its node and its process."""
+    import ray
+    from ray import serve
+
+    replica = serve.get_replica_context().replica_id.unique_id
+    node = ray.get_runtime_context().get_node_id()
+    return f"{replica}-{node[:12]}-{os.getpid()}"
 
 
 def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
@@ -117,6 +132,8 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + config.replicas + _SPARE_PORTS),
         # The proxy is on this machine and stops before the replicas: no need to wait for others.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # On a busy machine the front door takes longer than Ray's 5 s to start.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_enable_metrics_collection": "0",
         "RAY_enable_worker_prestart": "0",
         # Ray would let every other process of the machine go first.

@@ -55,3 +55,7 @@ class NotReadyError(OverloadedError):
 
 class EngineError(ServingError):
     """The engine failed on this batch, or its thread is dead or stuck. Not the caller's fault."""
+
+
+class BoardError(ServingError):
+    """The board that the replicas share cannot be reached."""

@@ -6,6 +6,7 @@
 import sys
 from pathlib import Path
 
+from serving.board import Board
 from serving.config import ServeConfig
 from serving.deployment import run
 from serving.errors import ConfigError, ServingError
@@ -13,7 +14,9 @@ from serving.metrics import Metrics
 from tests.serving.fake_service import FakeService, open_fake_service
 
 
-def open_broken_service(config: ServeConfig, metrics: Metrics) -> FakeService:
+def open_broken_service(
+    config: ServeConfig, metrics: Metrics, board: Board, replica_id: str
+) -> FakeService:
     """What a replica does whose store is damaged."""
     raise ConfigError("the store holds no backbone")
 

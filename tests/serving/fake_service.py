@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
+from serving.board import Board, ReplicaStatus
 from serving.config import ServeConfig
 from serving.errors import EngineError, InvalidInputError, OverloadedError, UnknownTaskError
 from serving.metrics import Metrics
@@ -13,8 +14,9 @@ from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, TextInpu
 class FakeService:
     """Two tasks, `parity` on texts and `pairs` on pairs; some texts make it fail or wait."""
 
-    def __init__(self, metrics: Metrics | None = None) -> None:
+    def __init__(self, metrics: Metrics | None = None, board: Board | None = None) -> None:
         self.metrics = metrics
+        self.board = board
         self.healthy = True
         self.closed = False
         self.cancelled = 0
@@ -35,6 +37,9 @@ class FakeService:
                 raise EngineError("secret detail of the engine")
             case "crash":
                 raise ZeroDivisionError("secret detail of the crash")
+            case "members" if self.board:
+                members = await asyncio.to_thread(self.board.members)
+                raise InvalidInputError(" ".join(members))
             case "wait":
                 await self._wait()
         timings = Timings(0.1, 0.2, 0.3, 0.6)
@@ -76,9 +81,13 @@ class FakeService:
 _FIRST_TASKS = {"parity": False, "pairs": True}
 
 
-def open_fake_service(config: ServeConfig, metrics: Metrics) -> FakeService:
+def open_fake_service(
+    config: ServeConfig, metrics: Metrics, board: Board | None = None, replica_id: str = "alone"
+) -> FakeService:
     """What a replica opens instead of the real service."""
-    service = FakeService(metrics)
+    service = FakeService(metrics, board)
+    if board:
+        board.report(replica_id, ReplicaStatus())
     for info in service.tasks():
         metrics.prepare(info.task)
     return service

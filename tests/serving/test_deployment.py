@@ -164,6 +164,14 @@ def test_nothing_listens_to_other_machines_but_rays_guarded_port(server: Server)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_the_replicas_share_one_board(server: Server) -> None:
+    replicas = [process for process in server.descendants() if "ServeReplica" in process.name()]
+    error = error_of(server.predict("parity", "members"), 422)
+    pids = {int(member.rpartition("-")[2]) for member in error["message"].split()}
+    assert pids == {process.pid for process in replicas}
+    assert len(pids) == 2
+
+
 def test_metrics_are_summed_over_the_replicas(server: Server) -> None:
     labels = {"task": "pairs", "code": "200"}
     for _ in range(40):
