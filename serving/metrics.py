@@ -1,8 +1,9 @@
 """The server's metrics: names, labels and buckets. The only file that knows `prometheus_client`.
 
 Every replica writes its own memory-mapped files into one folder and `render` sums over them: any
-replica answers for the whole node. The label `task` takes only names of loaded tasks, which
-the callers see to, and the series of a task are made when it is loaded, so that they start at 0.
+replica answers for the whole node. The series of a task are made when it is loaded, so that they
+start at 0. A task that was never loaded has no label of its own, and neither has one beyond the
+first `MAX_TASKS`: those share the label `other`, so that series and memory stay bounded.
 
 `prometheus_client` looks for the variable PROMETHEUS_MULTIPROC_DIR when it is first imported: who
 wants the sum over several processes sets it before importing this module.
@@ -24,6 +25,9 @@ from serving.types import Timings
 
 UNKNOWN_TASK: Final = "unknown"
 NO_TASK: Final = "none"
+OTHER_TASKS: Final = "other"
+MAX_TASKS: Final = 200
+"""Tasks with series of their own, about a hundred each."""
 
 MILLISECONDS: Final = (0.5, 1, 2.5, 5, 7.5, 10, 15, 25, 50, 75, 100, 250, 500, 1000, 2500, 10000)
 SECONDS: Final = tuple(upper / 1000 for upper in MILLISECONDS)
@@ -40,6 +44,7 @@ class Metrics:
     def __init__(self) -> None:
         folder = os.environ.get(METRICS_FOLDER_VARIABLE)
         self._folder = Path(folder) if folder else None
+        self._names = {UNKNOWN_TASK, NO_TASK}
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "taskbone_requests_total",
@@ -137,6 +142,9 @@ class Metrics:
 
     def prepare(self, task: str) -> None:
         """Make the series of a loaded task, so that they are there, at 0, before it is asked."""
+        if task in self._names or len(self._names) >= MAX_TASKS + 2:
+            return
+        self._names.add(task)
         self._requests.labels(task, "200")
         for histogram in self._by_task():
             histogram.labels(task)
@@ -147,19 +155,21 @@ class Metrics:
 
     def request(self, task: str, code: int, duration_s: float) -> None:
         """Count one answered request. `task`: a loaded task, `UNKNOWN_TASK` or `NO_TASK`."""
-        self._requests.labels(task, str(code)).inc()
-        self._request_seconds.labels(task).observe(duration_s)
+        label = self._label(task)
+        self._requests.labels(label, str(code)).inc()
+        self._request_seconds.labels(label).observe(duration_s)
 
     def timings(self, task: str, timings: Timings) -> None:
         """Note where the time of one request to a loaded task went."""
-        self._tokenize_seconds.labels(task).observe(timings.tokenize_ms / 1000)
-        self._queue_seconds.labels(task).observe(timings.queue_ms / 1000)
-        self._forward_seconds.labels(task).observe(timings.forward_ms / 1000)
+        label = self._label(task)
+        self._tokenize_seconds.labels(label).observe(timings.tokenize_ms / 1000)
+        self._queue_seconds.labels(label).observe(timings.queue_ms / 1000)
+        self._forward_seconds.labels(label).observe(timings.forward_ms / 1000)
 
     def batch(self, sequences: Mapping[str, int], tokens: int, forward_s: float) -> None:
         """Note one forward of the engine: sequences by task, tokens in all, seconds taken."""
         for task, count in sequences.items():
-            self._batch_sequences.labels(task).observe(count)
+            self._batch_sequences.labels(self._label(task)).observe(count)
         self._batch_tokens.observe(tokens)
         self._batch_tasks.observe(len(sequences))
         self._batch_seconds.observe(forward_s)
@@ -182,7 +192,7 @@ class Metrics:
 
     def shadow(self, task: str, result: str, inputs: int) -> None:
         """Count inputs that a shadow was asked: `same`, `different`, `failed` or `skipped`."""
-        self._shadow.labels(task, result).inc(inputs)
+        self._shadow.labels(self._label(task), result).inc(inputs)
 
     def plan_lookup(self, result: str) -> None:
         """Count a plan looked up: `hit` or `miss`."""
@@ -208,6 +218,9 @@ class Metrics:
         summed = CollectorRegistry()
         MultiProcessCollector(summed, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(summed), CONTENT_TYPE_PLAIN_0_0_4
+
+    def _label(self, task: str) -> str:
+        return task if task in self._names else OTHER_TASKS
 
     def _by_task(self) -> tuple[Histogram, ...]:
         return (

@@ -19,7 +19,7 @@ from serving.metrics import Metrics
 from serving.tasks import LoadedVersion, ServedTask, TaskTable
 from serving.types import Operation
 
-POLL_S = 0.25
+POLL_S = 0.5
 """How often the store is looked at where nobody has said that it changed."""
 
 READ_AGAIN_S = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import Metrics
+from serving.metrics import MAX_TASKS, Metrics
 from serving.types import Timings
 from tests.serving.conftest import Served
 
@@ -71,6 +71,8 @@ def test_a_prepared_task_stands_at_zero() -> None:
 
 def test_milliseconds_become_seconds() -> None:
     metrics = Metrics()
+    metrics.prepare("sentiment")
+    metrics.prepare("spam")
     metrics.timings("sentiment", Timings(1.0, 20.0, 300.0, 321.0))
     text = metrics.render()[0].decode()
     for name, seconds in (("tokenize", 0.001), ("queue", 0.02), ("forward", 0.3)):
@@ -101,6 +103,8 @@ def test_plans_are_noted() -> None:
 
 def test_a_batch_is_noted_once_and_for_each_of_its_tasks() -> None:
     metrics = Metrics()
+    metrics.prepare("sentiment")
+    metrics.prepare("spam")
     metrics.batch({"sentiment": 3, "spam": 1}, tokens=120, forward_s=0.01)
     text = metrics.render()[0].decode()
     assert value(text, "taskbone_batch_sequences_sum", task="sentiment") == 3
@@ -207,3 +211,15 @@ def test_what_an_ended_process_counted_stays_and_its_queue_does_not(tmp_path: Pa
     text = run_process(tmp_path, RENDER)
     assert value(text, "taskbone_requests_total", task="sentiment", code="200") == 1
     assert value(text, "taskbone_queued_tokens") == 0
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_TASKS + 50):
+        metrics.prepare(f"task-{number}")
+        metrics.request(f"task-{number}", 200, 0.001)
+    text = metrics.render()[0].decode()
+    tasks = {dict(labels).get("task") for name, labels in samples(text)} - {None}
+    assert len(tasks) == MAX_TASKS + 1
+    assert value(text, "taskbone_requests_total", task="task-0", code="200") == 1
+    assert value(text, "taskbone_requests_total", task="other", code="200") == 50
