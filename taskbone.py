@@ -87,6 +87,7 @@ SERVE_HELP = {
     "max_inputs": "Most inputs in one request.",
     "max_body_bytes": "Largest body of a question.",
     "max_artifact_bytes": "Largest artifact that may be uploaded.",
+    "body_timeout_s": "Seconds that a request's body may take to come.",
     "plan_cache_bytes": "Memory for overlays made ready to run.",
     "auth": "Whether every route but health needs the token.",
 }

@@ -57,19 +57,30 @@ class InputEncoder:
                 raise InputError("the template has {mask}, but the backbone has no mask token")
             self._mask_token = token
 
-    def encode(self, inputs: Sequence[TextInput]) -> list[Encoding]:
+    def encode(self, inputs: Sequence[TextInput], truncate: bool = True) -> list[Encoding]:
         """Encode inputs; texts that are too long lose their ends, the longer of a pair first.
 
-        Raises `InputError` for a pair where one text is expected, and the other way round.
+        Raises `InputError` for a pair where one text is expected, and the other way round; and,
+        unless they shall `truncate`, for texts that are too long.
         """
-        fields = [self._fields(item, number) for number, item in enumerate(inputs)]
+        fields = [self._fields(item, number, truncate) for number, item in enumerate(inputs)]
         encoded = self._tokenizer.encode_batch_fast([self._render(texts) for texts in fields])
+        if not truncate:
+            self._refuse_long(encoded)
         return [
             self._encoding(item if len(item) <= self.max_tokens else self._truncated(texts), texts)
             for texts, item in zip(fields, encoded, strict=True)
         ]
 
-    def _fields(self, item: TextInput, number: int) -> list[str]:
+    def _refuse_long(self, encoded: Sequence[tokenizers.Encoding]) -> None:
+        for number, item in enumerate(encoded):
+            if len(item) > self.max_tokens:
+                raise InputError(
+                    f"inputs[{number}]: {len(item)} tokens, the template's included; this task "
+                    f"takes at most {self.max_tokens}: send less text, or let it be truncated"
+                )
+
+    def _fields(self, item: TextInput, number: int, truncate: bool) -> list[str]:
         if isinstance(item, str):
             if self._pairs:
                 raise InputError(f"inputs[{number}]: one text was given; this task takes pairs")
@@ -79,7 +90,14 @@ class InputEncoder:
                 raise InputError(f"inputs[{number}]: a pair was given; this task takes one text")
             texts = list(item)
         # What lies so far behind the last token that fits costs time and changes nothing.
-        texts = [text[: self.max_tokens * CHARACTERS_PER_TOKEN] for text in texts]
+        most = self.max_tokens * CHARACTERS_PER_TOKEN
+        if not truncate and max(map(len, texts)) > most:
+            raise InputError(
+                f"inputs[{number}]: {max(map(len, texts))} characters; this task takes at most "
+                f"{self.max_tokens} tokens and {most} characters: send less text, or let it be "
+                "truncated"
+            )
+        texts = [text[:most] for text in texts]
         # A text may hold the mask token's own string, which must not become a second mask.
         if self._mask_token:
             texts = [text.replace(self._mask_token, " ") for text in texts]

@@ -57,7 +57,7 @@ class Gate:
             await self._refuse_other_protocol(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(_request_id(headers), time.perf_counter())
+        exchange = Exchange(_request_id(headers), time.perf_counter(), headers=headers)
         if scope["path"].startswith(_TASKS_PREFIX):
             exchange.task = UNKNOWN_TASK
         scope[EXCHANGE] = exchange
@@ -101,7 +101,8 @@ class Gate:
         if exchange.status:
             # The answer has begun: all that is left is to cut the connection.
             raise error
-        await error_answer(error, exchange.request_id)(scope, receive, send)
+        answer = error_answer(error, exchange.request_id, scope["path"])
+        await answer(scope, receive, send)
 
     def _count(self, path: str, exchange: Exchange) -> None:
         if exchange.rejection:

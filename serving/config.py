@@ -50,6 +50,8 @@ class ServeConfig(Frozen):
     """Inputs of one request."""
     max_body_bytes: PositiveBytes = 2 * MIB
     max_artifact_bytes: PositiveBytes = 16 * MIB
+    body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """How long a request's body may take to come."""
     plan_cache_bytes: PositiveBytes = GIB
     auth: bool = True
     """Whether every route but health needs the token."""

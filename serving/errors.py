@@ -1,7 +1,7 @@
 """Every error that `serving` raises, under one base class. Knows no HTTP.
 
 Messages say what was given, what was expected and what to do; they are shown to the client as they
-are. The statuses are in one table in `serving/api.py`.
+are. The statuses are in one table in `serving/statuses.py`.
 """
 
 
@@ -31,6 +31,10 @@ class InvalidInputError(ServingError, ValueError):
 
 class TooLargeError(ServingError, ValueError):
     """The body, the number of inputs or the number of tokens is over the limit."""
+
+
+class BodyTimeoutError(ServingError):
+    """The body came too slowly."""
 
 
 class OverloadedError(ServingError):

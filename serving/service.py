@@ -40,7 +40,7 @@ from serving.plans import PlanCache
 from serving.reconciler import Reconciler
 from serving.shadow import Shadow
 from serving.tasks import LoadedVersion, TaskTable
-from serving.types import ANYBODY, PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, Timings
+from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, Timings
 
 logger = logging.getLogger("taskbone.service")
 
@@ -181,11 +181,6 @@ class Service:
         """Every version of a task, oldest first. Raises `NotFoundError`."""
         return await asyncio.to_thread(self._store.versions, task)
 
-    async def register(self, task: str, data: bytes) -> tuple[TaskInfo, bool]:
-        """Take in an artifact; gives what serves the task, and whether the version is new."""
-        done = await self.lifecycle.register(task, data, ANYBODY)
-        return self._tasks.get(task).info, done.created
-
     def check(self) -> None:
         """Raise `EngineError` where the engine is dead or stuck."""
         self._engine.check()
@@ -250,13 +245,13 @@ class Service:
         size = sum(len(item) if isinstance(item, str) else sum(map(len, item)) for item in inputs)
         try:
             if size < LONG_TEXT:
-                return version.texts.encode(inputs)
-            return await self._encode_in_thread(version, inputs)
+                return version.texts.encode(inputs, ask.truncate)
+            return await self._encode_in_thread(version, inputs, ask.truncate)
         except InputError as error:
             raise InvalidInputError(str(error)) from None
 
     async def _encode_in_thread(
-        self, version: LoadedVersion, inputs: Sequence[TextInput]
+        self, version: LoadedVersion, inputs: Sequence[TextInput], truncate: bool
     ) -> list[Encoding]:
         """Long texts wait for one thread of their own, so that short ones are not held up."""
         if self._long_texts_waiting >= MAX_LONG_TEXTS:
@@ -264,7 +259,9 @@ class Service:
         self._long_texts_waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._long_texts, version.texts.encode, inputs)
+            return await loop.run_in_executor(
+                self._long_texts, version.texts.encode, inputs, truncate
+            )
         finally:
             self._long_texts_waiting -= 1
 

@@ -18,6 +18,7 @@ STATUSES: dict[type[Exception], Status] = {
     errors.UnauthorizedError: Status(401, "unauthorized"),
     errors.ForbiddenError: Status(403, "forbidden"),
     errors.UnknownTaskError: Status(404, "unknown_task"),
+    errors.BodyTimeoutError: Status(408, "body_timeout"),
     errors.TooLargeError: Status(413, "too_large"),
     errors.InvalidInputError: Status(422, "invalid_input"),
     errors.EngineError: Status(500, "engine_error"),

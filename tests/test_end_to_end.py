@@ -91,7 +91,8 @@ def test_one_server_from_start_to_end(store: Path, overlays: dict[str, bytes]) -
         first = server.ask("POST", "/v1/tasks/seventh/versions", content=seventh)
         assert (first.status_code, first.json()["version"]) == (201, 1), first.text
         again = server.ask("POST", "/v1/tasks/seventh/versions", content=seventh)
-        assert (again.status_code, again.json()) == (200, first.json())
+        assert (again.status_code, again.json()["digest"]) == (200, first.json()["digest"])
+        assert (first.json()["status"], again.json()["created"]) == ("ready 1/1", False)
         check_answers(server, "seventh", manifest_of(seventh))
         # Two predictions, and the second upload.
         assert server.metric("taskbone_requests_total", task="seventh", code="200") == 3

@@ -86,6 +86,28 @@ def test_the_longer_of_a_pair_is_cut_first(tiny: tuple[Store, Backbone]) -> None
     assert len(encoding.token_ids) == 12
 
 
+@pytest.mark.parametrize(
+    ("template", "fits", "long", "message"),
+    [
+        (("{text}",), "a " * 18, "a " * 19, r"inputs\[1\]: 21 tokens.* at most 20"),
+        (("{text}",), "a", " " * 20 * CHARACTERS_PER_TOKEN + "a", r"inputs\[1\]: 1281 characters"),
+        (("{text1}", "{text2}"), ("a", "a " * 16), ("a " * 9, "a " * 9), r"inputs\[1\]: 21 tok"),
+    ],
+)
+def test_a_text_that_may_not_be_cut_is_refused(
+    tiny: tuple[Store, Backbone],
+    template: tuple[str, ...],
+    fits: TextInput,
+    long: TextInput,
+    message: str,
+) -> None:
+    encoder = _encoder(tiny[1], template)
+    assert encoder.encode([fits], truncate=False) == encoder.encode([fits])
+    assert len(encoder.encode([fits, long])) == 2
+    with pytest.raises(InputError, match=message):
+        encoder.encode([fits, long], truncate=False)
+
+
 def test_a_huge_text_is_cut_before_it_costs_anything(tiny: tuple[Store, Backbone]) -> None:
     encoder = _encoder(tiny[1], ("{text}",), 16)
     long = "!" * (CHARACTERS_PER_TOKEN * 16)

@@ -1,38 +1,105 @@
-"""A service without models: the label is the parity of the text's length."""
+"""A service without models: the label is the parity of the text's length. Its versions, canaries
+and operations are kept in memory, and one replica serves them at once."""
 
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from model_store.audit import AuditEntry
+from model_store.errors import ConflictError, NotFoundError
+from model_store.store import VersionInfo
 from serving.board import Board, ReplicaStatus
 from serving.config import ServeConfig
-from serving.errors import EngineError, InvalidInputError, OverloadedError, UnknownTaskError
+from serving.errors import (
+    DeadlineError,
+    EngineError,
+    ForbiddenError,
+    InvalidInputError,
+    OverloadedError,
+    RateLimitedError,
+    ServingError,
+    TooLargeError,
+    UnknownTaskError,
+)
 from serving.metrics import Metrics
-from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, TextInput, Timings
+from serving.types import (
+    PLAIN,
+    Ask,
+    Caller,
+    Operation,
+    Prediction,
+    TaskAnswer,
+    TaskInfo,
+    TextInput,
+    Timings,
+)
+
+MAX_CHARACTERS = 1000
+"""Longer texts are refused where they shall not be cut."""
+
+
+@dataclass
+class FakeTask:
+    """A task's versions and which of them answer."""
+
+    versions: dict[int, TaskInfo] = field(default_factory=dict)
+    next_version: int = 1
+    active: int | None = None
+    history: list[int] = field(default_factory=list)
+    canary: tuple[int, float] | None = None
+    shadow: int | None = None
+
+    def activate(self, number: int) -> None:
+        if self.active not in (None, number):
+            assert self.active is not None
+            self.history = [old for old in self.history if old != number] + [self.active]
+        self.active = number
 
 
 class FakeService:
     """Two tasks, `parity` on texts and `pairs` on pairs; some texts make it fail or wait."""
 
-    def __init__(self, metrics: Metrics | None = None, board: Board | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics | None = None,
+        board: Board | None = None,
+        max_inputs: int = 128,
+    ) -> None:
         self.metrics = metrics
         self.board = board
+        self.max_inputs = max_inputs
         self.healthy = True
         self.closed = False
         self.cancelled = 0
         self.waiting = asyncio.Event()
-        self._tasks = {
-            name: _describe(name, takes_pairs, b"") for name, takes_pairs in _FIRST_TASKS.items()
-        }
+        self.asks: list[Ask] = []
+        self._tasks: dict[str, FakeTask] = {}
+        self._operations: dict[str, Operation] = {}
+        self._audit: list[AuditEntry] = []
+        for name, takes_pairs in {"parity": False, "pairs": True}.items():
+            self._publish(name, b"", takes_pairs, activate=True)
+
+    @property
+    def lifecycle(self) -> "FakeService":
+        """It changes itself."""
+        return self
+
+    # --- asking -----------------------------------------------------------------------------
 
     async def predict(self, task: str, inputs: Sequence[TextInput], ask: Ask = PLAIN) -> TaskAnswer:
-        info = self.task(task)
-        for number, text in enumerate(inputs):
-            if isinstance(text, str) == info.takes_pairs:
-                raise InvalidInputError(f"inputs.{number} is of the wrong kind for task {task!r}")
+        self.asks.append(ask)
+        if not ask.caller.may(task):
+            raise ForbiddenError(f"the key {ask.caller.name!r} is not for task {task[:80]!r}")
+        info = self._version(task, ask.version)
+        self._check_inputs(info, inputs, ask)
         match inputs[0]:
             case "overload":
                 raise OverloadedError("the queue is full", retry_after_s=7)
+            case "greedy":
+                raise RateLimitedError("the key has too much waiting", retry_after_s=3)
+            case "late":
+                raise DeadlineError("the deadline has passed")
             case "engine":
                 raise EngineError("secret detail of the engine")
             case "crash":
@@ -48,19 +115,143 @@ class FakeService:
         predictions = tuple(_predict(text) for text in inputs)
         return TaskAnswer(task, info.version, predictions, timings)
 
+    async def predict_many(
+        self, tasks: Sequence[str], inputs: Sequence[TextInput], ask: Ask = PLAIN
+    ) -> list[TaskAnswer | ServingError]:
+        for task in tasks:
+            if not ask.caller.may(task):
+                raise ForbiddenError(f"the key {ask.caller.name!r} is not for task {task[:80]!r}")
+            self.task(task)
+        return [await self._predict_or_error(task, inputs, ask) for task in tasks]
+
+    async def _predict_or_error(
+        self, task: str, inputs: Sequence[TextInput], ask: Ask
+    ) -> TaskAnswer | ServingError:
+        try:
+            return await self.predict(task, inputs, ask)
+        except InvalidInputError as error:
+            return error
+
+    def _check_inputs(self, info: TaskInfo, inputs: Sequence[TextInput], ask: Ask) -> None:
+        if not inputs:
+            raise InvalidInputError("inputs: at least one input is needed")
+        if len(inputs) > self.max_inputs:
+            raise TooLargeError(f"inputs: {len(inputs)} given, at most {self.max_inputs}")
+        for number, text in enumerate(inputs):
+            if isinstance(text, str) == info.takes_pairs:
+                raise InvalidInputError(
+                    f"inputs[{number}]: of the wrong kind for task {info.task!r}"
+                )
+            if not ask.truncate and sum(map(len, text)) > MAX_CHARACTERS:
+                raise InvalidInputError(f"inputs[{number}]: too long for task {info.task!r}")
+
+    # --- what there is ----------------------------------------------------------------------
+
     def tasks(self) -> list[TaskInfo]:
-        return list(self._tasks.values())
+        return [self.task(name) for name, task in self._tasks.items() if task.active is not None]
 
     def task(self, name: str) -> TaskInfo:
-        if name not in self._tasks:
-            raise UnknownTaskError(f"no task {name!r}; tasks: {', '.join(self._tasks)}")
-        return self._tasks[name]
+        return self._version(name, None)
 
-    async def register(self, task: str, data: bytes) -> tuple[TaskInfo, bool]:
-        found = _describe(task, False, data)
-        created = self._tasks.get(task) != found
-        self._tasks[task] = found
-        return found, created
+    async def version(self, task: str, number: int) -> TaskInfo:
+        return self._version(task, number)
+
+    def _version(self, name: str, version: int | None) -> TaskInfo:
+        task = self._tasks.get(name)
+        if task is None or task.active is None:
+            raise UnknownTaskError(f"no task {name[:80]!r}; tasks: {', '.join(self._tasks)}")
+        number = version or task.active
+        if number not in task.versions:
+            raise NotFoundError(f"task {name!r} has no version {number}")
+        return task.versions[number]
+
+    async def versions(self, task: str) -> list[VersionInfo]:
+        known = self._known(task)
+        return [
+            VersionInfo(
+                task, number, info.digest, info.published_at, info.bytes, number == known.active
+            )
+            for number, info in sorted(known.versions.items())
+        ]
+
+    # --- changing it ------------------------------------------------------------------------
+
+    async def register(
+        self,
+        task: str,
+        data: bytes,
+        caller: Caller,
+        *,
+        activate: bool = True,
+        wait: bool = True,
+    ) -> Operation:
+        if not data:
+            raise InvalidInputError("an empty artifact")
+        info, created = self._publish(task, data, takes_pairs=False, activate=activate)
+        return self._operate("register", task, caller, info, wait, created)
+
+    async def activate(
+        self, task: str, version: int, caller: Caller, *, wait: bool = True
+    ) -> Operation:
+        known = self._known(task, version)
+        known.activate(version)
+        return self._operate("activate", task, caller, known.versions[version], wait)
+
+    async def roll_back(self, task: str, caller: Caller, *, wait: bool = True) -> Operation:
+        known = self._known(task)
+        if not known.history:
+            raise ConflictError(f"task {task!r}: no version was active before")
+        known.active = known.history.pop()
+        return self._operate("rollback", task, caller, known.versions[known.active], wait)
+
+    async def set_canary(
+        self, task: str, version: int, percent: float, caller: Caller, *, wait: bool = True
+    ) -> Operation:
+        known = self._known(task, version)
+        known.canary = (version, percent)
+        return self._operate("canary", task, caller, known.versions[version], wait)
+
+    async def clear_canary(self, task: str, caller: Caller, *, wait: bool = True) -> Operation:
+        self._known(task).canary = None
+        return self._operate("canary", task, caller, wait=wait)
+
+    async def set_shadow(
+        self, task: str, version: int, caller: Caller, *, wait: bool = True
+    ) -> Operation:
+        known = self._known(task, version)
+        known.shadow = version
+        return self._operate("shadow", task, caller, known.versions[version], wait)
+
+    async def clear_shadow(self, task: str, caller: Caller, *, wait: bool = True) -> Operation:
+        self._known(task).shadow = None
+        return self._operate("shadow", task, caller, wait=wait)
+
+    async def delete(
+        self, task: str, version: int | None, caller: Caller, *, wait: bool = True
+    ) -> Operation:
+        known = self._known(task, version)
+        if version is None:
+            self._tasks[task] = FakeTask(next_version=known.next_version)
+            return self._operate("delete", task, caller, None, wait)
+        if version == known.active:
+            raise ConflictError(f"version {version} is active and is not deleted")
+        info = known.versions.pop(version)
+        known.history = [old for old in known.history if old != version]
+        return self._operate("delete", task, caller, info, wait)
+
+    async def operation(self, operation_id: str, /) -> Operation:
+        if operation_id not in self._operations:
+            raise NotFoundError(f"no operation {operation_id[:80]!r}")
+        # Whoever waits for it finds it done when he asks.
+        return replace(self._operations[operation_id], state="done", step="serve", ready=1)
+
+    async def operations(self) -> list[Operation]:
+        return list(self._operations.values())
+
+    async def audit(self, limit: int) -> list[AuditEntry]:
+        return self._audit[-limit:]
+
+    # --- the process ------------------------------------------------------------------------
 
     def check(self) -> None:
         if not self.healthy:
@@ -77,15 +268,61 @@ class FakeService:
             self.cancelled += 1
             raise
 
+    def _known(self, task: str, version: int | None = None) -> FakeTask:
+        known = self._tasks.get(task)
+        if known is None or not known.versions:
+            raise NotFoundError(f"no task {task[:80]!r} in the store")
+        if version is not None and version not in known.versions:
+            raise NotFoundError(f"task {task!r} has no version {version}")
+        return known
 
-_FIRST_TASKS = {"parity": False, "pairs": True}
+    def _publish(
+        self, task: str, data: bytes, takes_pairs: bool, *, activate: bool
+    ) -> tuple[TaskInfo, bool]:
+        known = self._tasks.setdefault(task, FakeTask())
+        digest = hashlib.sha256(data).hexdigest()
+        same = [number for number, info in known.versions.items() if info.digest == digest]
+        number = same[0] if same else known.next_version
+        if not same:
+            known.versions[number] = _describe(task, number, takes_pairs, data)
+            known.next_version += 1
+        if activate:
+            known.activate(number)
+        return known.versions[number], not same
+
+    def _operate(
+        self,
+        kind: str,
+        task: str,
+        caller: Caller,
+        info: TaskInfo | None = None,
+        wait: bool = True,
+        created: bool = False,
+    ) -> Operation:
+        operation = Operation(
+            id=f"operation-{len(self._operations)}",
+            kind=kind,
+            task=task,
+            version=info.version if info else None,
+            digest=info.digest if info else None,
+            by=caller.name,
+            started_at="2026-01-02T03:04:05Z",
+            state="done" if wait else "running",
+            step="serve" if wait else "verify",
+            replicas=1,
+            ready=int(wait),
+            created=created,
+        )
+        self._operations[operation.id] = operation
+        self._audit.append(AuditEntry(by=caller.name, action=kind, task=task))
+        return operation
 
 
 def open_fake_service(
     config: ServeConfig, metrics: Metrics, board: Board | None = None, replica_id: str = "alone"
 ) -> FakeService:
     """What a replica opens instead of the real service."""
-    service = FakeService(metrics, board)
+    service = FakeService(metrics, board, config.max_inputs)
     if board:
         board.report(replica_id, ReplicaStatus())
     for info in service.tasks():
@@ -93,10 +330,10 @@ def open_fake_service(
     return service
 
 
-def _describe(name: str, takes_pairs: bool, data: bytes) -> TaskInfo:
+def _describe(name: str, version: int, takes_pairs: bool, data: bytes) -> TaskInfo:
     return TaskInfo(
         task=name,
-        version=1,
+        version=version,
         digest=hashlib.sha256(data).hexdigest(),
         description="whether the text's length is odd",
         labels=("even", "odd"),

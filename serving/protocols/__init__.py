@@ -1,0 +1,1 @@
+"""How the outside world asks: one file for each protocol, thin, over the one `Service`."""

@@ -1,0 +1,145 @@
+"""One request on its way: its record, its body within limits, its headers and query read strictly.
+
+Knows HTTP and the limits; nothing of any protocol's shapes.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from serving.config import ServeConfig
+from serving.errors import BodyTimeoutError, InvalidInputError, TooLargeError
+from serving.metrics import NO_TASK
+from serving.types import ANYBODY, Ask, Caller
+
+EXCHANGE = "taskbone.exchange"
+"""Key in the ASGI scope under which the request's `Exchange` lies."""
+
+JSON = "application/json"
+DEADLINE = b"x-deadline-ms"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and what came of it; the handler fills in the task, the wrapper the rest."""
+
+    request_id: str
+    started: float
+    task: str = NO_TASK
+    status: int = 0
+    rejection: str = ""
+    caller: Caller = ANYBODY
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    def ask(self, truncate: bool = True, version: int | None = None) -> Ask:
+        """What this request says besides task and inputs. Raises `InvalidInputError`."""
+        given = self.headers.get(DEADLINE)
+        deadline = None if given is None else self.started + _milliseconds(given) / 1000
+        return Ask(self.request_id, self.caller, deadline, truncate, version)
+
+
+def _milliseconds(given: bytes) -> int:
+    if not given.isdigit() or len(given) > 9 or int(given) == 0:
+        shown = given[:40].decode("latin-1")
+        raise InvalidInputError(
+            f"the header x-deadline-ms is {shown!r}; expected the whole number of milliseconds, "
+            "at least 1, within which the answer is of use"
+        )
+    return int(given)
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """How large a body may be, and how long it may take to come."""
+
+    bytes: int
+    seconds: float
+
+    @classmethod
+    def question(cls, config: ServeConfig) -> "BodyLimits":
+        """For everything but artifacts."""
+        return cls(config.max_body_bytes, config.body_timeout_s)
+
+    @classmethod
+    def artifact(cls, config: ServeConfig) -> "BodyLimits":
+        """For an upload."""
+        return cls(config.max_artifact_bytes, config.body_timeout_s)
+
+
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
+    """The whole body. Raises `TooLargeError` as soon as too many bytes are announced or come, and
+    `BodyTimeoutError` when they come too slowly."""
+    exchange: Exchange = request.scope[EXCHANGE]
+    announced = exchange.headers.get(b"content-length", b"")
+    if announced.isdigit() and int(announced[:20]) > limits.bytes:
+        raise TooLargeError(_over_limit(announced[:20].decode(), limits.bytes))
+    try:
+        async with asyncio.timeout(limits.seconds):
+            return await _chunks(request, limits.bytes)
+    except TimeoutError:
+        raise BodyTimeoutError(
+            f"the body was not there after {limits.seconds:g} s; send it faster, or in parts"
+        ) from None
+
+
+async def _chunks(request: Request, limit: int) -> bytes:
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > limit:
+            raise TooLargeError(_over_limit(f"more than {limit}", limit))
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _over_limit(given: str, limit: int) -> str:
+    return f"the body has {given} bytes; this route takes at most {limit}"
+
+
+def query_of(request: Request, *names: str) -> dict[str, str]:
+    """The query's values. Raises `InvalidInputError` for a name that the route does not know."""
+    given = request.query_params
+    for name in given:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise InvalidInputError(
+                f"query parameter {name[:80]!r}: not known here; known: {known}"
+            )
+    return dict(given)
+
+
+def flag(query: Mapping[str, str], name: str, default: bool) -> bool:
+    """A query parameter that is `true` or `false`."""
+    given = query.get(name)
+    if given is None:
+        return default
+    if given not in ("true", "false"):
+        raise InvalidInputError(f"query parameter {name}: {given[:40]!r}; expected true or false")
+    return given == "true"
+
+
+def number(given: str, name: str) -> int:
+    """A whole number of at least 1 from a path or a query."""
+    if not (given.isascii() and given.isdecimal() and len(given) <= 9 and int(given)):
+        raise InvalidInputError(f"{name}: {given[:40]!r}; expected a whole number, at least 1")
+    return int(given)
+
+
+def version_of(request: Request) -> int:
+    """The version in the path."""
+    return number(request.path_params["version"], "version")
+
+
+def answer(adapter: "TypeAdapter[Any]", record: Any, status: int = 200) -> Response:
+    """A record as JSON."""
+    return Response(adapter.dump_json(record), status, media_type=JSON)
