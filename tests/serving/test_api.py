@@ -246,6 +246,7 @@ TABLE: list[tuple[Exception, int]] = [
     (EngineError("x"), 500),
     (ServingError("x"), 500),
     (serving.errors.ConfigError("x"), 500),
+    (serving.errors.BoardError("x"), 500),
     (serving.errors.RateLimitedError("x"), 429),
     (OverloadedError("x"), 503),
     (serving.errors.DeadlineError("x"), 504),
