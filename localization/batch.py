@@ -82,7 +82,7 @@ def read_assignments(
 
     Raises `ConfigError` where several files have the same task.
     """
-    here = Store(store.root.absolute())
+    here = store.absolute()
     folder = None if data is None else data.absolute()
     work = (work_dir or Path("runs")).absolute()
     assignments: list[Assignment] = []

@@ -86,7 +86,9 @@ def localize_file(
     console.print(f"Report: {target.with_suffix('.html')}")
     if publish:
         info = store.publish(verified)
-        console.print(f"Published as version {info.version} of task {info.task} in {store.root}")
+        console.print(
+            f"Published as version {info.version} of task {info.task} in {store.location}"
+        )
     return result
 
 

@@ -16,14 +16,14 @@ import click
 from model_store.audit import AuditEntry
 from model_store.errors import ModelStoreError, StoreError
 from model_store.manifest import Manifest, read_header
-from model_store.store import Store, VersionInfo
+from model_store.store import Store, VersionInfo, open_store
 from model_store.tables import shortened, show_json, show_table, size, working
 
 Changed = TypeVar("Changed")
 
 
 def _as_store(context: click.Context, parameter: click.Parameter, value: str) -> Store:
-    return Store(Path(value).expanduser())
+    return open_store(value)
 
 
 store_option = click.option(
@@ -70,11 +70,11 @@ def store_list(store: Store, as_json: bool) -> None:
         return
     if not backbones and not tasks:
         click.echo(
-            f"The store {store.root} is empty. Begin with: taskbone store add-backbone SOURCE"
+            f"The store {store.location} is empty. Begin with: taskbone store add-backbone SOURCE"
         )
         return
     show_table(
-        f"Backbones in {store.root}",
+        f"Backbones in {store.location}",
         ("name", "fingerprint", "size"),
         ((info.name, info.fingerprint[:12], size(info.bytes)) for info in backbones),
     )
@@ -227,7 +227,7 @@ def store_delete(task: str, version: int | None, yes: bool, store: Store, as_jso
         f"task {task!r} with all its versions" if version is None else f"{task!r} version {version}"
     )
     if not yes:
-        click.confirm(f"Delete {what} from {store.root}?", abort=True, err=True)
+        click.confirm(f"Delete {what} from {store.location}?", abort=True, err=True)
     noted(store, "delete", task, partial(store.delete, task, version), version=version)
     if as_json:
         show_json({"deleted": {"task": task, "version": version}})
@@ -265,7 +265,7 @@ def store_audit(limit: int, store: Store, as_json: bool) -> None:
         for entry in entries
     )
     heads = ("at (UTC)", "by", "action", "task", "version", "digest", "result")
-    show_table(f"Changes in {store.root}", heads, rows)
+    show_table(f"Changes in {store.location}", heads, rows)
 
 
 @store_commands.command("verify")

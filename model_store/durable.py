@@ -6,6 +6,9 @@ Knows nothing of what is stored. A name that `put_file` has returned for survive
 import fcntl
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -58,6 +61,38 @@ def sha256(data: bytes) -> str:
 def holds(path: Path, digest: str) -> bool:
     """Whether `path` is a file whose content has this SHA-256."""
     return path.is_file() and sha256(path.read_bytes()) == digest
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a file, made where it is missing, over threads and processes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # unlocks
+
+
+def new_locked_folder(staging: Path) -> tuple[Path, int]:
+    """A new folder in `staging` that `sweep_staging` leaves alone while its maker lives.
+
+    Gives the descriptor of the lock, too, to be closed at the end.
+    """
+    folder = staging / uuid4().hex
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return folder, descriptor
+
+
+def sweep_staging(staging: Path) -> None:
+    """Remove what killed writers have left. For one at a time, and nobody may be writing files."""
+    for entry in staging.iterdir():
+        if not entry.is_dir():
+            entry.unlink(missing_ok=True)
+        elif not is_locked(entry):
+            shutil.rmtree(entry)
 
 
 def is_locked(folder: Path) -> bool:

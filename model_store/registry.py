@@ -17,12 +17,20 @@ Bytes = Annotated[int, Field(ge=0)]
 BackboneName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+ObjectName = Annotated[str, Field(pattern=r"^[0-9]{10}-[0-9a-f]{32}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+
 class VersionRecord(Frozen):
-    """One published artifact. `published_at` is UTC in ISO 8601."""
+    """One published artifact. `published_at` is UTC in ISO 8601.
+
+    `file` is its object's name in an object store; in a folder the version's number names it.
+    """
 
     digest: Fingerprint
     published_at: str
     bytes: Bytes
+    file: ObjectName | None = None
 
 
 class Canary(Frozen):
@@ -71,11 +79,22 @@ class TaskRecord(Frozen):
         return number in self.versions and self.active not in (None, number)
 
 
+class StoredFiles(Frozen):
+    """Where a backbone's files lie in an object store, and the SHA-256 of each by its name."""
+
+    folder: ObjectName
+    digests: dict[FileName, Fingerprint]
+
+
 class BackboneRecord(Frozen):
-    """One backbone: the name that people use for it, and the size of its folder."""
+    """One backbone: the name that people use for it, and the size of its folder.
+
+    `stored` is for object stores; in a folder the fingerprint names the place.
+    """
 
     name: BackboneName
     bytes: Bytes
+    stored: StoredFiles | None = None
 
 
 class Registry(Frozen):
@@ -137,6 +156,12 @@ class Registry(Frozen):
         assert number == record.next_version, (task, number, record.next_version)
         versions = {**record.versions, number: version}
         return self._with_task(task, record, next_version=number + 1, versions=versions)
+
+    def with_file(self, task: str, number: int, file: str | None) -> "Registry":
+        """Put a version's bytes under another name."""
+        version = self.version(task, number).model_copy(update={"file": file})
+        record = self.task(task)
+        return self._with_task(task, record, versions={**record.versions, number: version})
 
     def with_active(self, task: str, number: int) -> "Registry":
         """Activate a version; the one active before becomes the latest of the history."""

@@ -359,7 +359,7 @@ class TestStateToken:
     def test_grows_in_time_even_where_the_clock_stands_still(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("model_store.store.time.time_ns", lambda: 1_700_000_000_000_000_000)
+        monkeypatch.setattr("model_store.folder.time.time_ns", lambda: 1_700_000_000_000_000_000)
         store.publish(FIRST)
         store.publish(SECOND)
         times = []

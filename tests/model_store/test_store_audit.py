@@ -56,7 +56,7 @@ class TestAudit:
         with (store.root / "audit.jsonl").open("ab") as file:
             file.write(torn)
         assert store.audit(10) == [first]
-        assert "audit.jsonl: a line is damaged" in caplog.text
+        assert "a line is damaged and is left out" in caplog.text
         store.append_audit(second)
         assert store.audit(10) == [first, second]
 
