@@ -15,7 +15,8 @@ from model_store.errors import ModelStoreError
 from model_store.manifest import TextInput
 from model_store.store import Store
 from model_store.tables import shortened, show_json, show_table, working
-from serving.config import TOKEN_FILE, ServeConfig, server_token
+from serving.commands import key_commands
+from serving.config import ServeConfig
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ SERVE_HELP = {
     "max_artifact_bytes": "Largest artifact that may be uploaded.",
     "body_timeout_s": "Seconds that a request's body may take to come.",
     "plan_cache_bytes": "Memory for overlays made ready to run.",
-    "auth": "Whether every route but health needs the token.",
+    "auth": "Whether every route but health needs a key; without, only changes do.",
 }
 
 
@@ -118,9 +119,10 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
 def serve(store: Store, **settings: Any) -> None:
     """Answer requests for all tasks of the store over HTTP, until Ctrl-C.
 
-    At the first start a token is made and kept in the store; it is printed with a curl line that
-    can be pasted as it is. The environment variable TASKBONE_TOKEN overrides it. The routes are
-    described at /docs.
+    The first start makes a key for this machine, in the file token of the store; it is printed with
+    a curl line that can be pasted as it is. TASKBONE_TOKEN sets another, TASKBONE_ADMIN_TOKEN one
+    that may change what is served, and `taskbone keys` makes more. The routes are described at
+    /docs.
 
     \b
     Example:
@@ -309,7 +311,7 @@ def evaluate(
     "--token",
     envvar="TASKBONE_TOKEN",
     show_envvar=True,
-    help="The server's token. [default: for a server on this machine, the store's]",
+    help="A key of the server. [default: for a server on this machine, its store's file token]",
 )
 @store_option
 @json_option
@@ -333,12 +335,12 @@ def predict(
         taskbone predict mrpc "He left." "He went away."
         cut -f 2 reviews.tsv | taskbone predict sst2 - --json
     """
-    from serving import client
+    from serving import client, local_key
 
     inputs = read_inputs(text, text2)
     # The store's token is for the server on this machine, and shown to no other.
-    if token is None and client.is_local(url) and (store.root / TOKEN_FILE).exists():
-        token = server_token(ServeConfig.of(store=store.root))
+    if token is None and client.is_local(url):
+        token = local_key.local_token(store.root)
     answer = client.predict(url, task, inputs, token)
     if as_json:
         show_json(answer)
@@ -385,6 +387,7 @@ def show_answer(answer: dict[str, Any], inputs: Sequence[TextInput]) -> None:
 
 
 cli.add_command(store_commands)
+cli.add_command(key_commands)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import socket
 import statistics
 import subprocess
@@ -31,7 +32,7 @@ from benchmarks import machine
 from examples.ready_made import prepare
 from model_store.manifest import read_header
 from model_store.store import Store
-from serving.config import ServeConfig, server_token
+from serving.local_key import TOKEN_VARIABLE
 
 # Words a sentence: deciles of the lengths of SST-2's test sentences.
 LENGTHS = (2, 9, 11, 14, 16, 19, 21, 24, 27, 32, 47)
@@ -58,19 +59,19 @@ def main() -> int:
         store = Store(Path(folder))
         with console.status("Preparing a store ..."):
             names = prepare(store)
-        config = ServeConfig(store=Path(folder), port=free_port())
-        token = server_token(config) or ""
-        requests = request_bytes(store, names, sentences(arguments.data), config.port, token)
-        command = ["taskbone", "serve", "--store", folder, "--port", str(config.port)]
+        port = free_port()
+        token = os.environ.setdefault(TOKEN_VARIABLE, secrets.token_urlsafe(32))
+        requests = request_bytes(store, names, sentences(arguments.data), port, token)
+        command = ["taskbone", "serve", "--store", folder, "--port", str(port)]
         server = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
         try:
             with console.status("Starting the server ..."):
-                wait_until_ready(server, config.port)
+                wait_until_ready(server, port)
             with console.status(f"Warming up for {WARM_UP_S:.0f} s ..."):
-                asyncio.run(load(config.port, requests, max(numbers), WARM_UP_S))
+                asyncio.run(load(port, requests, max(numbers), WARM_UP_S))
             for number in numbers:
                 with console.status(f"{number} connections, {arguments.seconds:.0f} s ..."):
-                    latencies = asyncio.run(load(config.port, requests, number, arguments.seconds))
+                    latencies = asyncio.run(load(port, requests, number, arguments.seconds))
                 results[number] = summary(latencies, arguments.seconds)
         finally:
             server.terminate()

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from examples.ready_made import BACKBONE, prepare  # noqa: E402 - found through the line above
 from model_store.store import Store  # noqa: E402
-from serving.config import ServeConfig, server_token  # noqa: E402
+from serving.local_key import local_token  # noqa: E402
 
 # One input of our own per ready-made task; a pair for tasks that compare two texts.
 QUESTIONS: dict[str, str | list[str]] = {
@@ -44,7 +44,6 @@ def main() -> int:
     port = int(os.environ.get("TASKBONE_PORT", "8000"))
     with console.status("Preparing the store: one backbone, and the ready-made tasks ..."):
         names = prepare(Store(folder))
-    config = ServeConfig(store=folder, port=port)
     command = ["serve", "--store", str(folder), "--port", str(port), "--backbone", BACKBONE]
     # In a session of its own, so that a signal reaches it through us, once, from wherever it comes.
     server = subprocess.Popen(
@@ -54,7 +53,7 @@ def main() -> int:
         signal.signal(kind, signal.default_int_handler)
     try:
         if wait_until_ready(server, port):
-            show_answers(console, port, server_token(config) or "", names)
+            show_answers(console, port, local_token(folder) or "", names)
             console.print("Ctrl-C stops the server.")
         return server.wait()
     except KeyboardInterrupt:

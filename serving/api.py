@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.config import ServeConfig
+from serving.guard import scope_of
 from serving.metrics import Metrics
 from serving.protocols import changes, faults, native, site
 from serving.protocols.core import Service
@@ -34,9 +35,10 @@ TITLE = "Taskbone"
 DESCRIPTION = """\
 One frozen encoder answers for many tasks at once.
 
-Every route but `/health/live` and `/health/ready` needs the server's token in the header
-`Authorization: Bearer <token>`; `taskbone serve` prints it when it starts. A browser may open
-`/docs` and `/openapi.json` with `?token=<token>` once.
+Every route but those of `/health` needs a key in the header `Authorization: Bearer <key>`, with the
+scope that the route names: `predict`, `metrics`, or `admin` for what changes what is served.
+`taskbone serve` prints the key for this machine when it starts; `taskbone keys` makes others. A
+browser may open `/docs` and `/openapi.json` with `?token=<key>` once.
 
 Every error, whatever its cause, has the same body:
 `{"error": {"type": "...", "message": "...", "request_id": "..."}}`. Every answer carries the header
@@ -59,7 +61,7 @@ class _LeanRoute(APIRoute):
 
 
 class Api(FastAPI):
-    """The application, whose OpenAPI document also names the token."""
+    """The application, whose OpenAPI document also says which key each route needs."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; made once."""
@@ -72,11 +74,15 @@ class Api(FastAPI):
                 description=self.description,
                 routes=self.routes,
             )
-            schemes = {"token": {"type": "http", "scheme": "bearer"}}
+            schemes = {"key": {"type": "http", "scheme": "bearer"}}
             document.setdefault("components", {})["securitySchemes"] = schemes
             for path, methods in document["paths"].items():
-                for operation in methods.values():
-                    operation["security"] = [] if path.startswith("/health/") else [{"token": []}]
+                for method, operation in methods.items():
+                    scope = scope_of(method.upper(), path)
+                    operation["security"] = [{"key": []}] if scope else []
+                    if scope:
+                        said = operation.get("description", "")
+                        operation["description"] = f"Needs a key with the scope `{scope}`. {said}"
             self.openapi_schema = document
         return self.openapi_schema
 

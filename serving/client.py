@@ -80,7 +80,7 @@ def _json(client: httpx.Client, response: httpx.Response) -> tuple[int, dict[str
     """Status and body of an answer that one of our servers may give; any other is an error."""
     if response.status_code == 401:
         raise ClientError(
-            f"the server at {client.base_url} wants its token: give --token or set TASKBONE_TOKEN, "
+            f"the server at {client.base_url} wants a key: give --token or set TASKBONE_TOKEN, "
             f"or for a server on this machine name its store with --store"
         )
     try:

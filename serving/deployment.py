@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from model_store.store import Store
 from serving import haproxy, processes, startup
-from serving.config import METRICS_FOLDER_VARIABLE, MIB, ServeConfig, server_token
+from serving.config import METRICS_FOLDER_VARIABLE, MIB, ServeConfig
 from serving.errors import ServingError
+from serving.keys import Key, KeyRing
+from serving.local_key import environment_keys, prepare
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -52,7 +55,9 @@ def open_service(
 class Replica:
     """One process that answers requests. Ray makes it, asks for its application and its health."""
 
-    def __init__(self, config: ServeConfig, log: Path, open_service: OpenService) -> None:
+    def __init__(
+        self, config: ServeConfig, log: Path, open_service: OpenService, keys: tuple[Key, ...]
+    ) -> None:
         from serving.app import build_app
         from serving.metrics import Metrics
         from serving.shared_board import RayBoard, connect
@@ -65,7 +70,8 @@ class Replica:
         metrics = Metrics()
         board = RayBoard(connect(NAME))
         self._service = open_service(config, metrics, board, replica_id())
-        self._app = build_app(self._service, metrics, config, server_token(config))
+        self._keys = KeyRing(Store(config.store), keys).watch()
+        self._app = build_app(self._service, metrics, config, self._keys)
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
         return self._app
@@ -77,6 +83,8 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "_service"):
             self._service.close()
+        if hasattr(self, "_keys"):
+            self._keys.close()
 
 
 def replica_id() -> str:
@@ -92,11 +100,12 @@ def replica_id() -> str:
 def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread.
 
-    Raises `ConfigError` before anything is started where the token or the address cannot be used,
+    Raises `ConfigError` before anything is started where the keys or the address cannot be used,
     `ServingError` where the server does not come up or its processes end. A signal ends it well.
     """
     console = Console(highlight=False)
-    token = server_token(config)
+    keys = environment_keys()
+    token = prepare(config, Store(config.store))
     address = processes.check_address(config.host, config.port)
     processes.adopt_orphans()
     with processes.Signals() as signals, processes.private_folder() as folder:
@@ -106,7 +115,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
                 os.environ.update(environment(config, folder, address))
                 _start(config, folder, signals)
                 step(f"loading the backbone and the tasks in {config.replicas} replica(s)")
-                _deploy(config, folder, open_service)
+                _deploy(config, folder, open_service, keys)
                 tasks = startup.wait_until_ready(config, token)
             startup.show(console, config, token, tasks)
             _watch(folder / _LOG)
@@ -173,7 +182,9 @@ def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> Non
     )
 
 
-def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> None:
+def _deploy(
+    config: ServeConfig, folder: Path, open_service: OpenService, keys: tuple[Key, ...]
+) -> None:
     """Start the replicas; return when all have loaded what they need."""
     from ray import serve
 
@@ -199,7 +210,8 @@ def _deploy(config: ServeConfig, folder: Path, open_service: OpenService) -> Non
         health_check_timeout_s=30,
         logging_config=_QUIET,
     )(serve.ingress()(Replica))
-    application = deployment.bind(config, folder / _LOG, open_service)
+    # The environment's keys go along, as hashes: other machines have another environment.
+    application = deployment.bind(config, folder / _LOG, open_service, keys)
     try:
         serve.run(application, name=NAME, route_prefix="/")
     except RuntimeError as error:

@@ -13,12 +13,16 @@ class ConfigError(ServingError, ValueError):
     """The server cannot start as it was asked to: a wrong setting, a taken port, a bad token."""
 
 
+class KeysError(ServingError, ValueError):
+    """The keys cannot be read, or not be changed as asked."""
+
+
 class UnauthorizedError(ServingError):
-    """The request carries no token, or a wrong one."""
+    """The request carries no key, or one that is not known or has expired."""
 
 
 class ForbiddenError(ServingError):
-    """The request comes from another site's page in a browser."""
+    """The caller's key does not open this, or the request comes from another site's page."""
 
 
 class UnknownTaskError(ServingError, LookupError):

@@ -23,7 +23,7 @@ from model_store.audit import AuditEntry
 from model_store.errors import ArtifactError, ModelStoreError, NotFoundError
 from model_store.store import Store, VersionInfo
 from serving.board import Board, ReplicaStatus
-from serving.errors import ForbiddenError, NotReadyError, ServingError
+from serving.errors import NotReadyError, ServingError
 from serving.loader import Loader
 from serving.metrics import Metrics
 from serving.statuses import status_of
@@ -179,10 +179,7 @@ class Lifecycle:
     async def _begin(
         self, change: "_Change", work: Callable[[Operation], Operation], wait: bool
     ) -> Operation:
-        if not change.caller.may(change.task):
-            raise ForbiddenError(
-                f"the key {change.caller.name!r} is not for task {change.task[:80]!r}"
-            )
+        change.caller.check(change.task)
         operation = Operation(
             id=uuid.uuid4().hex,
             kind=change.kind,

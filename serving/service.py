@@ -27,7 +27,6 @@ from serving.config import ServeConfig
 from serving.engine import Engine, EngineAnswer
 from serving.errors import (
     ConfigError,
-    ForbiddenError,
     InvalidInputError,
     OverloadedError,
     ServingError,
@@ -195,8 +194,7 @@ class Service:
 
     async def _admit(self, task: str, inputs: Sequence[TextInput], ask: Ask) -> None:
         """Raise unless the caller may ask so much of this task."""
-        if not ask.caller.may(task):
-            raise ForbiddenError(f"the key {ask.caller.name!r} is not for task {task[:80]!r}")
+        ask.caller.check(task)
         if not inputs:
             raise InvalidInputError("inputs: at least one input is needed")
         if len(inputs) > self._config.max_inputs:

@@ -28,12 +28,17 @@ def progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{text} ...")
 
 
-def wait_until_ready(config: ServeConfig, token: str | None) -> list[dict[str, Any]]:
-    """The tasks of the server, as it describes them, once it says that it is ready."""
+def wait_until_ready(config: ServeConfig, token: str | None) -> list[dict[str, Any]] | None:
+    """The tasks of the server, as it describes them, once it says that it is ready.
+
+    None where it needs a key and none is at hand: then it is not asked.
+    """
     deadline = time.monotonic() + READY_WITHIN_S
     while True:
         try:
             _get(config, "/health/ready", None)
+            if config.auth and token is None:
+                return None
             tasks: list[dict[str, Any]] = _get(config, "/v1/tasks", token)["tasks"]
         except (OSError, ValueError) as error:
             if time.monotonic() > deadline:
@@ -62,12 +67,15 @@ def _address(config: ServeConfig) -> str:
 
 
 def show(
-    console: Console, config: ServeConfig, token: str | None, tasks: list[dict[str, Any]]
+    console: Console, config: ServeConfig, token: str | None, tasks: list[dict[str, Any]] | None
 ) -> None:
-    """Where the server is and how to ask it: the one place where the token is printed."""
+    """Where the server is and how to ask it: the one place where the key is printed."""
     address = _address(config)
     lines = [f"Taskbone answers at {address}", ""]
-    lines.append("tasks  " + (", ".join(task["task"] for task in tasks) or "none yet"))
+    if tasks is None:
+        lines.append(f"key    one of those in the store: taskbone keys list --store {config.store}")
+    else:
+        lines.append("tasks  " + (", ".join(task["task"] for task in tasks) or "none yet"))
     lines.append(f"docs   {address}/docs" + (f"?token={token}" if token else ""))
     lines.append("stop   Ctrl-C")
     if tasks:

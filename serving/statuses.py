@@ -15,6 +15,7 @@ class Status:
 
 
 STATUSES: dict[type[Exception], Status] = {
+    errors.KeysError: Status(500, "internal_error"),
     errors.UnauthorizedError: Status(401, "unauthorized"),
     errors.ForbiddenError: Status(403, "forbidden"),
     errors.UnknownTaskError: Status(404, "unknown_task"),

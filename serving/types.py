@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_store.manifest import Measurement, TextInput
+from serving.errors import ForbiddenError
 
 __all__ = [
     "ANYBODY",
@@ -38,6 +39,14 @@ class Caller:
     def may(self, task: str) -> bool:
         """Whether the key is for this task."""
         return self.tasks is None or task in self.tasks
+
+    def check(self, task: str) -> None:
+        """Raise `ForbiddenError` unless the key is for this task, whether or not there is one."""
+        if self.tasks is not None and task not in self.tasks:
+            raise ForbiddenError(
+                f"the key {self.name!r} is not for the task {task[:80]!r}; it is for: "
+                + (", ".join(sorted(self.tasks)[:20]) or "no task")
+            )
 
 
 ANYBODY = Caller()

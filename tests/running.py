@@ -18,6 +18,8 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 TOKEN = "a-token-for-the-tests"
+ADMIN_TOKEN = "an-admin-token-for-the-tests"
+KEYS = {"TASKBONE_TOKEN": TOKEN, "TASKBONE_ADMIN_TOKEN": ADMIN_TOKEN}
 PATIENCE_S = 300
 """After which a server that does not come up, or does not end, fails the test."""
 
@@ -59,6 +61,11 @@ class Server:
             trust_env=False,
             **request,
         )
+
+    def admin(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """One request with the key that may change what is served."""
+        headers = {"authorization": f"Bearer {ADMIN_TOKEN}"} | request.pop("headers", {})
+        return self.ask(method, path, headers=headers, **request)
 
     def predict(self, task: str, inputs: object) -> httpx.Response:
         """One predict request."""
@@ -117,7 +124,7 @@ def running(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, "TASKBONE_TOKEN": TOKEN, **(environment or {})},
+            env={**os.environ, **KEYS, **(environment or {})},
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -76,7 +76,7 @@ def check_errors(server: Server, task: str) -> None:
     error_of(server.predict(task, ["a"] * 129), 413)
     error_of(server.ask("POST", path, content=b'{"inputs": '), 422)
     error_of(server.predict(task, [["a", "b", "c"]]), 422)
-    error_of(server.ask("POST", f"/v1/tasks/{task}/versions", content=b"not an artifact"), 422)
+    error_of(server.admin("POST", f"/v1/tasks/{task}/versions", content=b"not an artifact"), 422)
 
 
 def test_one_server_from_start_to_end(store: Path, overlays: dict[str, bytes]) -> None:
@@ -88,9 +88,9 @@ def test_one_server_from_start_to_end(store: Path, overlays: dict[str, bytes]) -
 
         source = next(iter(overlays))
         seventh = artifact.rename(overlays[source], "seventh")
-        first = server.ask("POST", "/v1/tasks/seventh/versions", content=seventh)
+        first = server.admin("POST", "/v1/tasks/seventh/versions", content=seventh)
         assert (first.status_code, first.json()["version"]) == (201, 1), first.text
-        again = server.ask("POST", "/v1/tasks/seventh/versions", content=seventh)
+        again = server.admin("POST", "/v1/tasks/seventh/versions", content=seventh)
         assert (again.status_code, again.json()["digest"]) == (200, first.json()["digest"])
         assert (first.json()["status"], again.json()["created"]) == ("ready 1/1", False)
         check_answers(server, "seventh", manifest_of(seventh))
@@ -100,7 +100,7 @@ def test_one_server_from_start_to_end(store: Path, overlays: dict[str, bytes]) -
         assert server.metric("taskbone_queue_duration_seconds_count", task="seventh") == 2
         assert server.metric("taskbone_batch_sequences_count", task="seventh") >= 2
 
-        wrong_name = server.ask("POST", "/v1/tasks/eighth/versions", content=seventh)
+        wrong_name = server.admin("POST", "/v1/tasks/eighth/versions", content=seventh)
         assert "seventh" in error_of(wrong_name, 422)["message"]
         check_errors(server, "seventh")
         assert server.predict(source, "text" if not _pairs(overlays[source]) else [["a", "b"]])
@@ -132,7 +132,7 @@ def test_every_replica_answers_with_a_new_version_at_once(
         asking = threading.Thread(target=keep_asking)
         asking.start()
         try:
-            upload = server.ask("POST", f"/v1/tasks/{task}/versions", content=replacement)
+            upload = server.admin("POST", f"/v1/tasks/{task}/versions", content=replacement)
         finally:
             done.set()
             asking.join()

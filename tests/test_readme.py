@@ -17,7 +17,7 @@ from examples.ready_made import OVERLAYS, prepare
 from localization.config import TaskConfig
 from model_store import artifact
 from model_store.store import Store
-from tests.running import TOKEN, Server, free_port, running
+from tests.running import ADMIN_TOKEN, TOKEN, Server, free_port, running
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,7 @@ def run(place: tuple[Server, Path], *command: str) -> str:
     """What a command prints, run as the reader would, but for the port."""
     server, folder = place
     mended = [word.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}") for word in command]
-    environment = os.environ | {"TOKEN": TOKEN}
+    environment = os.environ | {"TOKEN": TOKEN, "ADMIN": ADMIN_TOKEN}
     done = subprocess.run(
         mended, cwd=folder, env=environment, capture_output=True, text=True, check=True
     )

@@ -18,7 +18,7 @@ from serving.config import ServeConfig
 from serving.errors import InvalidInputError, ServingError
 from serving.metrics import UNKNOWN_TASK, Metrics
 from serving.protocols import changes_docs as docs
-from serving.protocols.core import Lifecycle, Service, require_task
+from serving.protocols.core import Lifecycle, Service
 from serving.protocols.exchange import (
     EXCHANGE,
     JSON,
@@ -52,7 +52,7 @@ def add_routes(api: FastAPI, service: Service, metrics: Metrics, config: ServeCo
         async def handler(request: Request) -> Response:
             exchange: Exchange = request.scope[EXCHANGE]
             task: str = request.path_params["task"]
-            require_task(exchange.caller, task)
+            exchange.caller.check(task)
             try:
                 operation = await change(request, task, exchange.caller)
             finally:
@@ -136,7 +136,7 @@ def _add_operations(api: FastAPI, lifecycle: Lifecycle) -> None:
     async def operation(request: Request) -> Response:
         query_of(request)
         found = await lifecycle.operation(request.path_params["operation"])
-        require_task(request.scope[EXCHANGE].caller, found.task)
+        request.scope[EXCHANGE].caller.check(found.task)
         return answer(_CHANGE, docs.change_of(found))
 
     async def operations(request: Request) -> Response:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from model_store.audit import AuditEntry
 from model_store.store import VersionInfo
-from serving.errors import ForbiddenError, ServingError
+from serving.errors import ServingError
 from serving.types import PLAIN, Ask, Caller, Operation, TaskAnswer, TaskInfo, TextInput
 
 
@@ -62,12 +62,3 @@ class Service(Protocol):
     async def versions(self, task: str) -> list[VersionInfo]: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
-
-
-def require_task(caller: Caller, task: str) -> None:
-    """Raise `ForbiddenError` unless the caller's key is for this task."""
-    if caller.tasks is not None and task not in caller.tasks:
-        known = ", ".join(sorted(caller.tasks)[:20]) or "no task"
-        raise ForbiddenError(
-            f"the key {caller.name!r} is not for the task {task[:80]!r}; it is for: {known}"
-        )

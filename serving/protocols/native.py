@@ -18,7 +18,7 @@ from serving.errors import ServingError
 from serving.inputs import parse_inputs, parse_many
 from serving.metrics import UNKNOWN_TASK
 from serving.protocols import native_docs as docs
-from serving.protocols.core import Service, require_task
+from serving.protocols.core import Service
 from serving.protocols.exchange import (
     EXCHANGE,
     JSON,
@@ -112,7 +112,7 @@ def _named(request: Request) -> tuple[Exchange, str]:
     exchange: Exchange = request.scope[EXCHANGE]
     task: str = request.path_params["task"]
     query_of(request)
-    require_task(exchange.caller, task)
+    exchange.caller.check(task)
     return exchange, task
 
 

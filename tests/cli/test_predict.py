@@ -165,7 +165,7 @@ class TestPredict:
 
     def test_wrong_token(self, server: FakeServer) -> None:
         server.fails(401, "unauthorized", "no token")
-        assert "wants its token: give --token or set TASKBONE_TOKEN" in fail("predict", "mood", "x")
+        assert "wants a key: give --token or set TASKBONE_TOKEN" in fail("predict", "mood", "x")
 
     def test_unknown_task(self, server: FakeServer) -> None:
         server.fails(404, "unknown_task", "no such task")

@@ -12,10 +12,16 @@ from starlette.types import ASGIApp
 
 from serving.app import build_app
 from serving.config import ServeConfig
+from serving.keys import KeyRing
+from serving.local_key import environment_keys
 from serving.metrics import Metrics
 from tests.serving.fake_service import FakeService, open_fake_service
 
 TOKEN = "a-token-for-the-tests"
+"""Opens everything."""
+
+PREDICT_TOKEN = "one-for-predictions-and-metrics"
+KEYS = {"TASKBONE_TOKEN": PREDICT_TOKEN, "TASKBONE_ADMIN_TOKEN": TOKEN}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Served:
     def ask(
         self, method: str, path: str, *, token: str | None = TOKEN, **request: Any
     ) -> httpx.Response:
-        """One request, with the token unless another or none is given."""
+        """One request, with the key that opens everything unless another or none is given."""
         headers = dict(request.pop("headers", {}))
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
@@ -54,14 +60,14 @@ class Served:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Callable[..., Served]:
-    """Makes an application; settings go into its config."""
+    """Makes an application; settings go into its config. `keys`: others than the usual two."""
 
-    def make(**settings: Any) -> Served:
+    def make(keys: KeyRing | None = None, **settings: Any) -> Served:
         config = ServeConfig.of(store=tmp_path, **settings)
         metrics = Metrics()
         service = open_fake_service(config, metrics)
-        token = TOKEN if config.auth else None
-        return Served(build_app(service, metrics, config, token), service, metrics, config)
+        keys = keys or KeyRing(None, environment_keys(KEYS))
+        return Served(build_app(service, metrics, config, keys), service, metrics, config)
 
     return make
 

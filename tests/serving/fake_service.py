@@ -14,7 +14,6 @@ from serving.config import ServeConfig
 from serving.errors import (
     DeadlineError,
     EngineError,
-    ForbiddenError,
     InvalidInputError,
     OverloadedError,
     RateLimitedError,
@@ -89,8 +88,7 @@ class FakeService:
 
     async def predict(self, task: str, inputs: Sequence[TextInput], ask: Ask = PLAIN) -> TaskAnswer:
         self.asks.append(ask)
-        if not ask.caller.may(task):
-            raise ForbiddenError(f"the key {ask.caller.name!r} is not for task {task[:80]!r}")
+        ask.caller.check(task)
         info = self._version(task, ask.version)
         self._check_inputs(info, inputs, ask)
         match inputs[0]:
@@ -119,8 +117,7 @@ class FakeService:
         self, tasks: Sequence[str], inputs: Sequence[TextInput], ask: Ask = PLAIN
     ) -> list[TaskAnswer | ServingError]:
         for task in tasks:
-            if not ask.caller.may(task):
-                raise ForbiddenError(f"the key {ask.caller.name!r} is not for task {task[:80]!r}")
+            ask.caller.check(task)
             self.task(task)
         return [await self._predict_or_error(task, inputs, ask) for task in tasks]
 

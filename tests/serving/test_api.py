@@ -237,6 +237,7 @@ def test_every_request_has_its_own_id(served: Served) -> None:
 # --- the table from errors to statuses ------------------------------------------------------------
 
 TABLE: list[tuple[Exception, int]] = [
+    (serving.errors.KeysError("x"), 500),
     (UnauthorizedError("x"), 401),
     (ForbiddenError("x"), 403),
     (UnknownTaskError("x"), 404),
@@ -303,7 +304,7 @@ def test_every_route_documents_its_success_and_its_errors(document: dict[str, An
         assert operation["summary"]
         assert "200" in operation["responses"]
         if not path.startswith("/health/"):
-            assert operation["security"] == [{"token": []}]
+            assert operation["security"] == [{"key": []}]
             assert {"401", "403", "500"} <= set(operation["responses"])
         named = (
             [item["name"] for item in operation["parameters"] if item["in"] == "path"]

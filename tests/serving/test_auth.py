@@ -1,12 +1,17 @@
-"""Who may ask: the token, the documentation's cookie, and pages of other sites."""
+"""Who may ask: keys, the documentation's cookie, and pages of other sites."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from serving.app import COOKIE
-from tests.serving.conftest import TOKEN, Served
+from model_store.store import Store
+from serving.guard import COOKIE
+from serving.key_book import KeyBook
+from serving.keys import KeyRing
+from tests.serving.conftest import PREDICT_TOKEN, TOKEN, Served
 from tests.serving.test_api import error_of
 
 GUARDED = [
@@ -22,7 +27,16 @@ GUARDED = [
     ("GET", "/nothing"),
     ("GET", "/health"),
 ]
+Keyed = tuple[Served, KeyBook, KeyRing]
 DOCUMENTATION = ["/docs", "/docs/swagger-ui.css", "/openapi.json"]
+
+
+@pytest.fixture
+def keyed(serve: Callable[..., Served], tmp_path: Path) -> Keyed:
+    """The application with no key but those of a book; its ring must be told to look."""
+    documents = Store(tmp_path)
+    ring = KeyRing(documents)
+    return serve(ring), KeyBook(documents), ring
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -121,6 +135,96 @@ def test_a_wrong_cookie_is_refused(served: Served, cookie: str) -> None:
     error_of(served.ask("GET", "/docs", token=None, headers=headers), 401)
 
 
+@pytest.mark.parametrize("path", DOCUMENTATION)
+def test_a_key_without_predictions_opens_no_documentation(keyed: Keyed, path: str) -> None:
+    served, book, ring = keyed
+    _, secret = book.add("scraper", ["metrics"])
+    ring.refresh()
+    answer = served.ask("GET", f"{path}?token={secret}", token=None)
+    assert "'scraper' has the scopes metrics" in error_of(answer, 403)["message"]
+    assert "set-cookie" not in answer.headers
+
+
+def test_the_cookie_ends_with_its_key(keyed: Keyed) -> None:
+    served, book, ring = keyed
+    _, secret = book.add("reader", ["predict"])
+    ring.refresh()
+    cookie = cookie_from(served.ask("GET", f"/docs?token={secret}", token=None))
+    headers = {"cookie": f"{COOKIE}={cookie}"}
+    assert served.ask("GET", "/docs", token=None, headers=headers).status_code == 200
+    book.rotate("reader")
+    ring.refresh()
+    error_of(served.ask("GET", "/docs", token=None, headers=headers), 401)
+
+
+# --- what a key opens -----------------------------------------------------------------------------
+
+
+def test_a_key_of_the_wrong_scope_is_told_what_is_needed(keyed: Keyed) -> None:
+    served, book, ring = keyed
+    _, predict = book.add("shop", ["predict"])
+    _, metrics = book.add("scraper", ["metrics"])
+    book.add("boss", ["admin"])
+    ring.refresh()
+    for token, method, path, message in [
+        (predict, "GET", "/metrics", "the key 'shop' has the scopes predict; this route needs"),
+        (predict, "POST", "/v1/tasks/parity/versions", "this route needs 'admin'"),
+        (metrics, "GET", "/v1/tasks", "the key 'scraper' has the scopes metrics; this route"),
+    ]:
+        error = error_of(served.ask(method, path, token=token), 403)
+        assert error["type"] == "forbidden"
+        assert message in error["message"]
+
+
+def test_changes_are_off_until_there_is_an_admin_key(keyed: Keyed) -> None:
+    served, book, ring = keyed
+    _, predict = book.add("shop", ["predict"])
+    ring.refresh()
+    path = "/v1/tasks/new/versions"
+    error = error_of(served.ask("POST", path, token=predict, content=b"a"), 403)
+    assert "taskbone keys add NAME --scope admin" in error["message"]
+    error_of(served.ask("POST", path, token=None, content=b"a"), 401)
+    _, admin = book.add("boss", ["admin"])
+    ring.refresh()
+    assert served.ask("POST", path, token=admin, content=b"a").status_code == 201
+
+
+def test_a_key_for_some_tasks_sees_no_others(keyed: Keyed) -> None:
+    served, book, ring = keyed
+    _, secret = book.add("shop", ["predict", "admin"], ["parity", "new"])
+    ring.refresh()
+
+    def ask(method: str, path: str, **request: Any) -> httpx.Response:
+        return served.ask(method, path, token=secret, **request)
+
+    assert [task["task"] for task in ask("GET", "/v1/tasks").json()["tasks"]] == ["parity"]
+    inputs = {"inputs": "a"}
+    assert ask("POST", "/v1/tasks/parity/predict", json=inputs).status_code == 200
+    assert ask("GET", "/v1/tasks/parity").status_code == 200
+    assert ask("POST", "/v1/tasks/new/versions", content=b"a").status_code == 201
+    for other in ("pairs", "nothing"):
+        for answer in (
+            ask("GET", f"/v1/tasks/{other}"),
+            ask("POST", f"/v1/tasks/{other}/predict", json=inputs),
+            ask("POST", f"/v1/tasks/{other}/versions", content=b"a"),
+        ):
+            message = error_of(answer, 403)["message"]
+            assert (
+                message == f"the key 'shop' is not for the task '{other}'; it is for: new, parity"
+            )
+
+
+def test_a_change_of_the_keys_holds_without_a_restart(keyed: Keyed) -> None:
+    served, book, ring = keyed
+    _, old = book.add("shop", ["predict"])
+    ring.refresh()
+    assert served.ask("GET", "/v1/tasks", token=old).status_code == 200
+    _, new = book.rotate("shop")
+    ring.refresh()
+    error_of(served.ask("GET", "/v1/tasks", token=old), 401)
+    assert served.ask("GET", "/v1/tasks", token=new).status_code == 200
+
+
 # --- without a token ------------------------------------------------------------------------------
 
 
@@ -130,7 +234,19 @@ def open_served(serve: Callable[..., Served]) -> Served:
     return serve(auth=False)
 
 
-def test_without_auth_everything_is_answered(open_served: Served) -> None:
+def test_without_auth_changes_still_need_an_admin_key(
+    serve: Callable[..., Served], open_served: Served
+) -> None:
+    path = "/v1/tasks/new/versions"
+    for token, status in ((None, 401), ("wrong", 401), (PREDICT_TOKEN, 403), (TOKEN, 201)):
+        answer = open_served.ask("POST", path, token=token, content=b"a")
+        assert answer.status_code == status
+    keyless = serve(KeyRing(None), auth=False)
+    error = error_of(keyless.ask("POST", path, token=None, content=b"a"), 403)
+    assert "taskbone keys add NAME --scope admin" in error["message"]
+
+
+def test_without_auth_everything_else_is_answered(open_served: Served) -> None:
     for path in ("/v1/tasks", "/metrics", "/docs", "/openapi.json"):
         assert open_served.ask("GET", path, token=None).status_code == 200
     answer = open_served.ask("POST", "/v1/tasks/parity/predict", token=None, json={"inputs": "a"})

@@ -299,7 +299,7 @@ def test_a_replica_that_does_not_follow_fails_the_operation(
 def test_a_key_for_other_tasks_changes_nothing(fleet: Fleet) -> None:
     other = Caller("team", frozenset(("admin",)), frozenset(("other",)))
     lifecycle = fleet.replicas[0].lifecycle
-    with pytest.raises(ForbiddenError, match="'team' is not for task 'mood'"):
+    with pytest.raises(ForbiddenError, match="'team' is not for the task 'mood'"):
         run(lifecycle.register("mood", fleet.artifact(2), other))
     with pytest.raises(ForbiddenError):
         run(lifecycle.delete("mood", None, other))

@@ -334,7 +334,7 @@ def test_one_text_for_many_tasks_gets_what_each_task_gives(
 
 def test_a_key_for_one_task_asks_no_other(service: Service) -> None:
     caller = Caller("team", tasks=frozenset(("same",)))
-    with pytest.raises(ForbiddenError, match="'team' is not for task 'mood'"):
+    with pytest.raises(ForbiddenError, match="'team' is not for the task 'mood'"):
         asyncio.run(service.predict("mood", TEXTS, Ask(caller=caller)))
     with pytest.raises(ForbiddenError):
         asyncio.run(service.predict_many(["same", "mood"], TEXTS, Ask(caller=caller)))
