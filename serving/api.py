@@ -4,7 +4,7 @@ where. Knows no handler's work: that is in `serving/protocols/`.
 Handlers raise; `serving/app.py` turns every error into an answer with `error_answer`.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serving.config import ServeConfig
 from serving.guard import scope_of
@@ -53,11 +54,20 @@ def error_answer(error: Exception, request_id: str, path: str) -> Response:
 
 
 class _LeanRoute(APIRoute):
-    """A route that is documented like any other, and whose handler takes the bare request."""
+    """A route that is documented like any other, and whose handler takes the bare request.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
+    What FastAPI puts around a handler serves its dependencies, of which there are none, and turns
+    errors into answers, which `serving/app.py` does.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **documented: Any) -> None:
+        super().__init__(path, endpoint, **documented)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response: Response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
+
+        self.app = app
 
 
 class Api(FastAPI):

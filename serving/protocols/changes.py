@@ -22,13 +22,12 @@ from serving.protocols.core import Lifecycle, Service
 from serving.protocols.exchange import (
     EXCHANGE,
     JSON,
-    BodyLimits,
+    BodyReader,
     Exchange,
     answer,
     flag,
     number,
     query_of,
-    read_body,
     version_of,
 )
 from serving.protocols.native import is_loaded
@@ -61,8 +60,13 @@ def add_routes(api: FastAPI, service: Service, metrics: Metrics, config: ServeCo
 
         add_route(api, text, handler)
 
-    _add_versions(add, service.lifecycle, metrics, BodyLimits.artifact(config))
-    _add_choices(add, service.lifecycle, BodyLimits.question(config))
+    _add_versions(
+        add,
+        service.lifecycle,
+        metrics,
+        BodyReader(config.max_artifact_bytes, config.body_timeout_s),
+    )
+    _add_choices(add, service.lifecycle, BodyReader(config.max_body_bytes, config.body_timeout_s))
     _add_operations(api, service.lifecycle)
 
 
@@ -70,7 +74,7 @@ def _add_versions(
     add: Callable[[RouteText, Change], None],
     lifecycle: Lifecycle,
     metrics: Metrics,
-    limits: BodyLimits,
+    bodies: BodyReader,
 ) -> None:
     async def register(request: Request, task: str, caller: Caller) -> Operation:
         try:
@@ -80,7 +84,7 @@ def _add_versions(
                 raise InvalidInputError(
                     f"the task name {task[:80]!r} is not usable; expected {TASK_NAME_PATTERN}"
                 )
-            data = await read_body(request, limits)
+            data = await bodies.read(request)
             done = await lifecycle.register(task, data, caller, activate=activate, wait=wait)
         except Exception:
             metrics.registrations("refused")
@@ -99,26 +103,26 @@ def _add_versions(
 
 
 def _add_choices(
-    add: Callable[[RouteText, Change], None], lifecycle: Lifecycle, limits: BodyLimits
+    add: Callable[[RouteText, Change], None], lifecycle: Lifecycle, bodies: BodyReader
 ) -> None:
     """Which version answers."""
 
     async def activate(request: Request, task: str, caller: Caller) -> Operation:
-        wait, chosen = _wait(request), await _body(request, limits, docs.Chosen)
+        wait, chosen = _wait(request), await _body(request, bodies, docs.Chosen)
         return await lifecycle.activate(task, chosen.version, caller, wait=wait)
 
     async def roll_back(request: Request, task: str, caller: Caller) -> Operation:
         return await lifecycle.roll_back(task, caller, wait=_wait(request))
 
     async def set_canary(request: Request, task: str, caller: Caller) -> Operation:
-        wait, canary = _wait(request), await _body(request, limits, docs.CanaryShare)
+        wait, canary = _wait(request), await _body(request, bodies, docs.CanaryShare)
         return await lifecycle.set_canary(task, canary.version, canary.percent, caller, wait=wait)
 
     async def clear_canary(request: Request, task: str, caller: Caller) -> Operation:
         return await lifecycle.clear_canary(task, caller, wait=_wait(request))
 
     async def set_shadow(request: Request, task: str, caller: Caller) -> Operation:
-        wait, chosen = _wait(request), await _body(request, limits, docs.Chosen)
+        wait, chosen = _wait(request), await _body(request, bodies, docs.Chosen)
         return await lifecycle.set_shadow(task, chosen.version, caller, wait=wait)
 
     async def clear_shadow(request: Request, task: str, caller: Caller) -> Operation:
@@ -174,8 +178,8 @@ def _wait(request: Request) -> bool:
     return flag(query_of(request, "wait"), "wait", True)
 
 
-async def _body(request: Request, limits: BodyLimits, kind: type[Body]) -> Body:
-    data = await read_body(request, limits)
+async def _body(request: Request, bodies: BodyReader, kind: type[Body]) -> Body:
+    data = await bodies.read(request)
     try:
         return kind.model_validate_json(data, strict=True)
     except ValidationError as error:

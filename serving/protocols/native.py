@@ -22,11 +22,10 @@ from serving.protocols.core import Service
 from serving.protocols.exchange import (
     EXCHANGE,
     JSON,
-    BodyLimits,
+    BodyReader,
     Exchange,
     answer,
     query_of,
-    read_body,
     version_of,
 )
 from serving.protocols.faults import fault_of
@@ -42,14 +41,14 @@ _VERSIONS = TypeAdapter(docs.VersionList)
 
 def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
     """All of them; the busiest first, because routes are tried in order."""
-    limits = BodyLimits.question(config)
+    bodies = BodyReader(config.max_body_bytes, config.body_timeout_s)
 
     async def predict(request: Request) -> Response:
         exchange: Exchange = request.scope[EXCHANGE]
         task: str = request.path_params["task"]
         version = version_of(request) if "version" in request.path_params else None
         try:
-            inputs, truncate = parse_inputs(await read_body(request, limits))
+            inputs, truncate = parse_inputs(await bodies.read(request))
             found = await service.predict(task, inputs, exchange.ask(truncate, version))
         except (Exception, asyncio.CancelledError):
             exchange.task = task if is_loaded(service, task) else UNKNOWN_TASK
@@ -59,7 +58,7 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
 
     async def predict_many(request: Request) -> Response:
         exchange: Exchange = request.scope[EXCHANGE]
-        named, inputs, truncate = parse_many(await read_body(request, limits))
+        named, inputs, truncate = parse_many(await bodies.read(request))
         tasks = _suitable(service, exchange.caller, inputs) if named is None else named
         found = await service.predict_many(tasks, inputs, exchange.ask(truncate))
         told = _many(dict(zip(tasks, found, strict=True)), exchange)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from serving.api import EXCHANGE
-from serving.protocols.exchange import BodyLimits, Exchange, read_body
+from serving.protocols.exchange import BodyReader, Exchange
 from serving.types import Caller
 from tests.serving.conftest import Served
 from tests.serving.test_api import error_of
@@ -216,7 +216,7 @@ def test_a_trickle_does_not_prolong_the_time() -> None:
 
     async def read() -> None:
         scope = {"type": "http", "headers": [], EXCHANGE: Exchange("id", 0.0)}
-        await read_body(Request(scope, receive), BodyLimits(1_000_000, 0.1))
+        await BodyReader(1_000_000, 0.1).read(Request(scope, receive))
 
     with pytest.raises(Exception, match=r"not there after 0\.1 s"):
         asyncio.run(read())
