@@ -149,7 +149,7 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block + 1),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + config.replicas + _SPARE_PORTS),
-        # A replica that goes stays open until HAProxy has heard of it: no request runs into its end.
+        # A replica that goes stays open until HAProxy has heard of it: no request meets its end.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # One whose engine is stuck has no answers to wait for.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",

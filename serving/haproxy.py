@@ -26,6 +26,9 @@ _CONNECTIONS = 4096
 _SPARE_FILES = 128
 _LOOK_S = 0.05
 
+LINGER_S = 1.0
+"""How long an open connection without a request is waited for when the server stops."""
+
 _LAUNCHER = """\
 #!/bin/sh
 # Called by Ray as: launcher -db -f CONFIG ...
@@ -105,8 +108,9 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
 def drain(folder: Path, grace_s: float) -> None:
     """Take no new connections, and wait until every request under way has its answer.
 
-    Connections that stay open get their last answer with `Connection: close`. Returns after
-    `grace_s` seconds at the latest; at once where HAProxy does not run.
+    A connection that stays open gets its next answer with `Connection: close`; clients between two
+    requests have `LINGER_S` for that. Returns after `grace_s` seconds at the latest, and at once
+    where HAProxy does not run.
     """
     deadline = time.monotonic() + grace_s
     with ExitStack() as opened, suppress(OSError):
@@ -114,7 +118,13 @@ def drain(folder: Path, grace_s: float) -> None:
         for console in consoles:
             os.kill(console.pid(), signal.SIGUSR1)
         for console in consoles:
-            while console.under_way() and time.monotonic() < deadline:
+            busy_at = time.monotonic()
+            while (now := time.monotonic()) < min(deadline, busy_at + LINGER_S):
+                connections, under_way = console.load()
+                if not connections:
+                    break
+                if under_way:
+                    busy_at = now
                 time.sleep(_LOOK_S)
 
 
@@ -135,13 +145,15 @@ class _Console:
         self._socket.close()
 
     def pid(self) -> int:
+        """HAProxy's process."""
         lines = self._ask("show info").splitlines()
         return int(next(line for line in lines if line.startswith("Pid:")).removeprefix("Pid:"))
 
-    def under_way(self) -> int:
-        """How many requests have no answer yet."""
-        rows = csv.DictReader(self._ask("show stat").removeprefix("# ").splitlines())
-        return sum(int(row["scur"]) for row in rows if row["svname"] == "BACKEND")
+    def load(self) -> tuple[int, int]:
+        """Open connections of clients, and requests that have no answer yet."""
+        rows = list(csv.DictReader(self._ask("show stat").removeprefix("# ").splitlines()))
+        connections = sum(int(row["scur"]) for row in rows if row["svname"] == "FRONTEND")
+        return connections, sum(int(row["scur"]) for row in rows if row["svname"] == "BACKEND")
 
     def _ask(self, command: str) -> str:
         self._socket.sendall(command.encode() + b"\n")

@@ -86,6 +86,10 @@ class Server:
         """Every process below it."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that answer requests."""
+        return [one for one in self.descendants() if "ServeReplica" in _name_if_running(one)]
+
     def stop(self, *signals: int) -> list[str]:
         """Send the signals, wait for the end, and give the names of processes that are left."""
         before = self.descendants()

@@ -23,7 +23,8 @@ def open_broken_service(
 
 def main(store: str, port: str, kind: str = "good") -> None:
     """Serve until a signal comes."""
-    config = ServeConfig.of(store=Path(store), port=int(port), replicas=2 if kind == "two" else 1)
+    replicas = {"two": 2, "three": 3}.get(kind, 1)
+    config = ServeConfig.of(store=Path(store), port=int(port), replicas=replicas)
     try:
         run(config, open_broken_service if kind == "broken" else open_fake_service)
     except ServingError as error:

@@ -3,6 +3,7 @@ and operations are kept in memory, and one replica serves them at once."""
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from model_store.errors import ConflictError, NotFoundError
 from model_store.store import VersionInfo
 from serving.board import Board, ReplicaStatus
 from serving.config import ServeConfig
+from serving.deployment import end_process
 from serving.errors import (
     DeadlineError,
     EngineError,
@@ -63,10 +65,12 @@ class FakeService:
         self,
         metrics: Metrics | None = None,
         board: Board | None = None,
+        replica_id: str = "alone",
         max_inputs: int = 128,
     ) -> None:
         self.metrics = metrics
         self.board = board
+        self.replica_id = replica_id
         self.max_inputs = max_inputs
         self.healthy = True
         self.closed = False
@@ -103,8 +107,15 @@ class FakeService:
             case "crash":
                 raise ZeroDivisionError("secret detail of the crash")
             case "members" if self.board:
+                await asyncio.to_thread(self.board.report, self.replica_id, ReplicaStatus())
                 members = await asyncio.to_thread(self.board.members)
                 raise InvalidInputError(" ".join(members))
+            case "die":
+                end_process()
+            case "nap":
+                await asyncio.sleep(0.02)
+            case "stuck":
+                self.healthy = False
             case "wait":
                 await self._wait()
         timings = Timings(0.1, 0.2, 0.3, 0.6)
@@ -319,9 +330,7 @@ def open_fake_service(
     config: ServeConfig, metrics: Metrics, board: Board | None = None, replica_id: str = "alone"
 ) -> FakeService:
     """What a replica opens instead of the real service."""
-    service = FakeService(metrics, board, config.max_inputs)
-    if board:
-        board.report(replica_id, ReplicaStatus())
+    service = FakeService(metrics, board, replica_id, config.max_inputs)
     for info in service.tasks():
         metrics.prepare(info.task)
     return service
@@ -345,6 +354,8 @@ def _describe(name: str, version: int, takes_pairs: bool, data: bytes) -> TaskIn
 
 
 def _predict(text: TextInput) -> Prediction:
+    if text == "who":
+        return Prediction(str(os.getpid()), 1.0, {})
     length = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
     odd = float(length % 2)
     return Prediction("odd" if odd else "even", 1.0, {"even": 1.0 - odd, "odd": odd})

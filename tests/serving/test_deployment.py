@@ -165,11 +165,13 @@ def test_nothing_listens_to_other_machines_but_rays_guarded_port(server: Server)
 
 
 def test_the_replicas_share_one_board(server: Server) -> None:
-    replicas = [process for process in server.descendants() if "ServeReplica" in process.name()]
-    error = error_of(server.predict("parity", "members"), 422)
-    pids = {int(member.rpartition("-")[2]) for member in error["message"].split()}
-    assert pids == {process.pid for process in replicas}
-    assert len(pids) == 2
+    replicas = {process.pid for process in server.replicas()}
+    known: set[int] = set()
+    while known != replicas:
+        error = error_of(server.predict("parity", "members"), 422)
+        known = {int(member.rpartition("-")[2]) for member in error["message"].split()}
+        assert known <= replicas
+    assert len(known) == 2
 
 
 def test_metrics_are_summed_over_the_replicas(server: Server) -> None:
@@ -198,16 +200,6 @@ def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:
         # A prediction that is not cancelled is answered after 2 s.
         assert answered() == before
         time.sleep(0.05)
-
-
-def test_a_killed_replica_is_replaced_and_no_request_fails(server: Server) -> None:
-    replicas = [process for process in server.descendants() if "ServeReplica" in process.name()]
-    victim = replicas[0]
-    victim.kill()
-    while len(server.descendants()) and victim.is_running():
-        time.sleep(0.01)
-    answers = {server.predict("pairs", [["a", "b"]]).status_code for _ in range(100)}
-    assert answers == {200}
 
 
 # --- how it ends ----------------------------------------------------------------------------------
