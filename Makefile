@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test bench schema
+.PHONY: help setup run check test soak bench schema
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,6 +32,9 @@ check: setup ## Check format, lint, types and who imports whom
 
 test: setup ## Run all tests
 	$(IN_VENV) pytest $(ARGS)
+
+soak: setup ## Run the tests of abuse in their long form (an hour), and write docs/results/abuse.md
+	TASKBONE_SOAK=1 $(IN_VENV) pytest -s tests/abuse $(ARGS)
 
 bench: setup ## Measure speed and, with DATA=folder, accuracy
 	$(IN_VENV) benchmarks.server

@@ -31,6 +31,9 @@ from model_store.tokenization import InputEncoder
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference in a golden probability, in fp32 on any machine."""
 
+SHOWN_LABELS = 5
+"""Labels of the worst golden input that an error shows: those that differ most."""
+
 
 @dataclass(frozen=True)
 class Overlay:
@@ -105,10 +108,7 @@ def read(data: bytes, config: EncoderConfig, fingerprint: str) -> Overlay:
     manifest, tensors = read_header(data)
     _check_backbone(manifest, config, fingerprint)
     _check_tensors(tensors, manifest, config)
-    try:
-        loaded = safetensors.torch.load(data)
-    except (SafetensorError, ValueError) as error:
-        raise ArtifactError(f"not a whole safetensors file: {error}") from None
+    loaded = _load(data)
     for name, tensor in loaded.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ArtifactError(f"tensor {name!r} holds NaN or infinite values")
@@ -141,7 +141,7 @@ def rename(data: bytes, task: str) -> bytes:
     """The same overlay under another task name. Raises as `Manifest.from_json` for a bad name."""
     manifest, _ = read_header(data)
     renamed = Manifest.from_json(manifest.model_copy(update={"task": task}).to_json())
-    return safetensors.torch.save(safetensors.torch.load(data), {METADATA_KEY: renamed.to_json()})
+    return safetensors.torch.save(_load(data), {METADATA_KEY: renamed.to_json()})
 
 
 def probabilities(
@@ -171,20 +171,34 @@ def check_golden(encoder: Encoder, backbone: Backbone, overlay: Overlay) -> None
 
 def compare_golden(manifest: Manifest, given: Tensor, expected: Tensor, tolerance: float) -> None:
     """Compare probabilities `[B, C]`. Raises `GoldenMismatchError` that names the worst input."""
-    difference = (given - expected).abs().amax(dim=1)
-    worst = int(difference.argmax())
-    if not bool((difference <= tolerance).all()):
-        raise GoldenMismatchError(
-            f"task {manifest.task!r}: golden input {worst} gives "
-            f"{[round(float(score), 4) for score in given[worst]]}, the artifact promises "
-            f"{[round(float(score), 4) for score in expected[worst]]} (tolerance {tolerance})"
-        )
+    difference = (given - expected).abs()
+    worst = int(difference.amax(dim=1).argmax())
+    if bool((difference <= tolerance).all()):
+        return
+    classes = sorted(
+        difference[worst].topk(min(SHOWN_LABELS, difference.shape[1])).indices.tolist()
+    )
+    got, wanted = (
+        ", ".join(f"{manifest.labels[c][:40]!r} {float(row[c]):.4f}" for c in classes)
+        for row in (given[worst], expected[worst])
+    )
+    raise GoldenMismatchError(
+        f"task {manifest.task!r}: golden input {worst} gives {got}; the artifact promises {wanted} "
+        f"(tolerance {tolerance})"
+    )
+
+
+def _load(data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(f"not a whole safetensors file: {str(error)[:300]}") from None
 
 
 def _check_backbone(manifest: Manifest, config: EncoderConfig, fingerprint: str) -> None:
     if manifest.backbone.fingerprint != fingerprint:
         raise BackboneMismatchError(
-            f"task {manifest.task!r} was made for backbone {manifest.backbone.name!r} "
+            f"task {manifest.task!r} was made for backbone {manifest.backbone.name[:80]!r} "
             f"({manifest.backbone.fingerprint[:12]}), this one is {fingerprint[:12]}; "
             "localize the task again on this backbone"
         )
@@ -230,7 +244,7 @@ def _check_tensors(
     for name in sorted(expected.keys() - tensors.keys()):
         raise ArtifactError(f"missing tensor {name!r}")
     for name in sorted(tensors.keys() - expected.keys()):
-        raise ArtifactError(f"unknown tensor {name!r}; the manifest does not describe it")
+        raise ArtifactError(f"unknown tensor {name[:80]!r}; the manifest does not describe it")
     for name, found in tensors.items():
         if found != expected[name]:
             raise ArtifactError(

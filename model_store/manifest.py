@@ -7,6 +7,7 @@ format text is `docs/artifact-format.md`; the JSON Schema beside it is generated
 import json
 import re
 import sys
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +19,8 @@ METADATA_KEY = "taskbone"
 """Key in the safetensors header's `__metadata__` whose value is the manifest as JSON."""
 
 MAX_HEADER_BYTES = 4 << 20
+# What a hostile header of that size could be full of, each thing many times its size in memory.
+MAX_BRACKETS, MAX_KEYS, MAX_DIMENSIONS = 100_000, 1_000, 8
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 TEMPLATE_FIELDS = ("text", "text1", "text2", "mask")
@@ -33,6 +36,10 @@ Long = Annotated[str, Field(max_length=10_000)]
 # Bounds beyond any use, so that a hostile file cannot make its checking expensive.
 MAX_LAYERS, MAX_LABELS, MAX_GOLDEN = 1_000, 10_000, 64
 Rank = Annotated[int, Field(ge=0, le=1_024)]
+Count = Annotated[int, Field(ge=0, le=1 << 24)]
+# Every list stops at its first wrong entry (`fail_fast`): a million wrong ones are one error.
+Layers = Annotated[tuple[Count, ...], Field(max_length=MAX_LAYERS, fail_fast=True)]
+Ranks = Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS, fail_fast=True)]
 
 
 class Frozen(BaseModel):
@@ -58,8 +65,8 @@ class VerbalizerHead(Frozen):
     """The backbone's MLM head at the read position, one token per label, in label order."""
 
     kind: Literal["verbalizer"] = "verbalizer"
-    words: Annotated[tuple[Short, ...], Field(max_length=MAX_LABELS)]
-    token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LABELS)]
+    words: Annotated[tuple[Short, ...], Field(max_length=MAX_LABELS, fail_fast=True)]
+    token_ids: Annotated[tuple[Count, ...], Field(max_length=MAX_LABELS, fail_fast=True)]
 
 
 class Prompt(Frozen):
@@ -73,7 +80,7 @@ class Golden(Frozen):
     """An input and the probabilities, in label order, that the overlay gives it in fp32."""
 
     input: Long | tuple[Long, Long]
-    scores: Annotated[tuple[Share, ...], Field(max_length=MAX_LABELS)]
+    scores: Annotated[tuple[Share, ...], Field(max_length=MAX_LABELS, fail_fast=True)]
 
 
 class DeltaRanks(Frozen):
@@ -83,10 +90,10 @@ class DeltaRanks(Frozen):
     weight is the backbone's plus `up @ down`. Queries, keys and values have one rank together.
     """
 
-    qkv: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
-    o: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
-    ffn_in: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
-    ffn_out: Annotated[tuple[Rank, ...], Field(max_length=MAX_LAYERS)]
+    qkv: Ranks
+    o: Ranks
+    ffn_in: Ranks
+    ffn_out: Ranks
 
 
 class Measurement(Frozen):
@@ -121,27 +128,27 @@ class Manifest(Frozen):
     format_version: Literal[1] = 1
     task: TaskName
     description: Long = ""
-    labels: Annotated[tuple[Short, ...], Field(min_length=2, max_length=MAX_LABELS)]
+    labels: Annotated[tuple[Short, ...], Field(min_length=2, max_length=MAX_LABELS, fail_fast=True)]
     backbone: BackboneReference
-    template: Annotated[tuple[Long, ...], Field(min_length=1, max_length=2)]
-    max_tokens: Annotated[int, Field(ge=8)]
+    template: Annotated[tuple[Long, ...], Field(min_length=1, max_length=2, fail_fast=True)]
+    max_tokens: Annotated[Count, Field(ge=8)]
     prompt: Prompt
     read: Literal["cls", "mask", "mean"]
     head: Annotated[LinearHead | VerbalizerHead, Field(discriminator="kind")]
     components: Annotated[
         tuple[Literal["ffn_neurons", "prompt", "head", "heads", "scales", "norms", "deltas"], ...],
-        Field(max_length=16),
+        Field(max_length=16, fail_fast=True),
     ]
-    ffn_kept: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)]
-    ffn_width: Annotated[int, Field(ge=1)]
-    heads_kept: (
-        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_LAYERS)] | None
-    ) = None
+    ffn_kept: Layers
+    ffn_width: Annotated[Count, Field(ge=1)]
+    heads_kept: Layers | None = None
     """Kept attention heads per layer; None: every layer keeps all."""
     deltas: DeltaRanks | None = None
-    metrics: Annotated[tuple[Measurement, ...], Field(max_length=64)] = ()
+    metrics: Annotated[tuple[Measurement, ...], Field(max_length=64, fail_fast=True)] = ()
     provenance: Provenance
-    golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=MAX_GOLDEN)]
+    golden: Annotated[
+        tuple[Golden, ...], Field(min_length=1, max_length=MAX_GOLDEN, fail_fast=True)
+    ]
 
     @property
     def takes_pairs(self) -> bool:
@@ -230,7 +237,7 @@ class Manifest(Frozen):
     def from_json(cls, text: str | bytes) -> Self:
         """Parse and validate. Raises `ManifestError` that names every wrong field."""
         try:
-            json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+            _parse(text, MAX_KEYS)
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise ManifestError(f"manifest: {describe(error)}") from None
@@ -266,8 +273,8 @@ def describe(error: ValidationError) -> str:
     problems = []
     shown_most = 10
     for item in error.errors(include_url=False)[:shown_most]:
-        place = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        place = ".".join(str(part) for part in item["loc"])[:200]
+        message = item["msg"].removeprefix("Value error, ")[:300]
         given = repr(item["input"])
         shown = f" (given {given[:80]})" if item["type"] not in ("missing", "value_error") else ""
         problems.append(f"{place}: {message}{shown}" if place else f"{message}{shown}")
@@ -276,13 +283,27 @@ def describe(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated[:80]!r} stands twice")
-    return result
+def _parse(text: str | bytes, max_keys: int) -> Any:
+    """JSON in which every key stands once and no object has more than `max_keys`, or `ValueError`.
+
+    Refuses what would take many times its size of memory before anything of it is made.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > max_keys:
+            raise ValueError(f"an object has {len(pairs)} keys; at most {max_keys} are expected")
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            counts = Counter(name for name, _ in pairs).items()
+            repeated = next(name for name, count in counts if count > 1)
+            raise ValueError(f"the key {repeated[:80]!r} stands twice")
+        return result
+
+    encoded = text.encode() if isinstance(text, str) else text
+    brackets = encoded.count(b"[") + encoded.count(b"{")
+    if brackets > MAX_BRACKETS:
+        raise ValueError(f"it has {brackets} opening brackets; at most {MAX_BRACKETS} are expected")
+    return json.loads(encoded.decode(), object_pairs_hook=once)
 
 
 def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, ...]]]]:
@@ -298,20 +319,36 @@ def read_header(data: bytes) -> tuple[Manifest, dict[str, tuple[str, tuple[int, 
     if len(data) < 8 or not 2 <= size <= len(data) - 8:
         raise ManifestError("not an artifact: the file does not start with a safetensors header")
     try:
-        header = json.loads(data[8 : 8 + size])
-        metadata = header.pop("__metadata__", {})
-        text = metadata.get(METADATA_KEY)
-        tensors = {
-            name: (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
-            for name, entry in header.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        raise ManifestError("not an artifact: the safetensors header is damaged") from None
+        header = _parse(data[8 : 8 + size], MAX_BRACKETS)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"not an artifact: the safetensors header is damaged: {error}"
+        ) from None
+    if not isinstance(header, dict):
+        raise ManifestError("not an artifact: the safetensors header is damaged: it is no object")
+    metadata = header.pop("__metadata__", None)
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise ManifestError(
             f"not an artifact: the safetensors metadata has no {METADATA_KEY!r} entry"
         )
-    return Manifest.from_json(text), tensors
+    return Manifest.from_json(text), {name: _shape(name, item) for name, item in header.items()}
+
+
+def _shape(name: str, entry: object) -> tuple[str, tuple[int, ...]]:
+    """One tensor's (dtype, shape) from its entry in the header."""
+    dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (0, 0)
+    if (
+        isinstance(dtype, str)
+        and isinstance(shape, list)
+        and len(shape) <= MAX_DIMENSIONS
+        and all(type(side) is int and 0 <= side < 1 << 48 for side in shape)
+    ):
+        return dtype[:20], tuple(shape)
+    raise ManifestError(
+        f"not an artifact: the safetensors header is damaged: tensor {name[:80]!r} needs a dtype "
+        f"and a shape of at most {MAX_DIMENSIONS} sizes"
+    )
 
 
 if __name__ == "__main__":
