@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from model_store.manifest import Frozen, describe
 from serving.errors import ConfigError
@@ -29,6 +29,12 @@ class ServeConfig(Frozen):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Count = 1
+    """Processes that answer; with `max_replicas`, those at the start."""
+    min_replicas: Count = 1
+    max_replicas: Annotated[int, Field(ge=0)] = 0
+    """Replicas come and go with the load, up to so many; 0: their number stays."""
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 32
+    """Requests under way for each replica, above which another one is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32", "int8"] = "auto"
     engine_threads: Annotated[int, Field(ge=0)] = 0
@@ -45,6 +51,20 @@ class ServeConfig(Frozen):
     plan_cache_bytes: PositiveBytes = GIB
     auth: bool = True
     """Whether every route but health needs a key; without, only changes do."""
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be at once."""
+        return self.max_replicas or self.replicas
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.max_replicas and not self.min_replicas <= self.replicas <= self.max_replicas:
+            raise ValueError(
+                f"{self.replicas} replicas at the start, {self.min_replicas} at least and "
+                f"{self.max_replicas} at most; expected min_replicas <= replicas <= max_replicas"
+            )
+        return self
 
     @property
     def threads(self) -> int:

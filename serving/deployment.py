@@ -41,6 +41,12 @@ _LOG = "replicas.log"
 _SPARE_PORTS = 16
 GRACE_S = 20
 """How long requests under way may take to finish when the server stops."""
+LOOK_BACK_S = 10.0
+"""The load is the mean over so many seconds."""
+UPSCALE_S = 5.0
+"""How long the load must have been too high before a replica is started."""
+DOWNSCALE_S = 300.0
+"""How long the load must have been low before one is ended."""
 
 
 def open_service(
@@ -137,7 +143,8 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
 
 def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, str]:
     """The variables that Ray reads when it is imported or started."""
-    block = processes.free_ports(config.replicas + _SPARE_PORTS)
+    ports = config.most_replicas + _SPARE_PORTS
+    block = processes.free_ports(ports)
     return haproxy.environment(folder, address, config.port) | {
         # Requests are parsed and answered on the replica's own event loop, and not through a queue.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -148,7 +155,7 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block + 1),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + config.replicas + _SPARE_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + ports - 1),
         # A replica that goes stays open until HAProxy has heard of it: no request meets its end.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # One whose engine is stuck has no answers to wait for.
@@ -205,7 +212,7 @@ def _deploy(
     (folder / _LOG).touch()
     deployment = serve.deployment(
         name=NAME,
-        num_replicas=config.replicas,
+        **_scaling(config),
         # The engine's queue decides what is too much.
         max_ongoing_requests=1_000_000,
         max_queued_requests=-1,
@@ -230,6 +237,24 @@ def _deploy(
     except RuntimeError as error:
         reason = _reason(serve.status(), error)
         raise ServingError(f"the replicas did not start: {reason}") from error
+
+
+def _scaling(config: ServeConfig) -> dict[str, Any]:
+    """How many replicas there are, as Ray Serve is told."""
+    if not config.max_replicas:
+        return {"num_replicas": config.replicas}
+    return {
+        "autoscaling_config": {
+            "initial_replicas": config.replicas,
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_ongoing_requests,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": LOOK_BACK_S,
+            "upscale_delay_s": UPSCALE_S,
+            "downscale_delay_s": DOWNSCALE_S,
+        }
+    }
 
 
 def _reason(status: Any, error: Exception) -> str:

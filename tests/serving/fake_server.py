@@ -1,17 +1,25 @@
 """The real server around the fake service.
 
-`python -m tests.serving.fake_server STORE PORT [good|two|broken]`
+`python -m tests.serving.fake_server STORE PORT [good|two|three|scaled|broken]`
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
+from serving import deployment
 from serving.board import Board
 from serving.config import ServeConfig
 from serving.deployment import run
 from serving.errors import ConfigError, ServingError
 from serving.metrics import Metrics
 from tests.serving.fake_service import FakeService, open_fake_service
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "two": {"replicas": 2},
+    "three": {"replicas": 3},
+    "scaled": {"max_replicas": 2, "target_ongoing_requests": 3},
+}
 
 
 def open_broken_service(
@@ -23,8 +31,10 @@ def open_broken_service(
 
 def main(store: str, port: str, kind: str = "good") -> None:
     """Serve until a signal comes."""
-    replicas = {"two": 2, "three": 3}.get(kind, 1)
-    config = ServeConfig.of(store=Path(store), port=int(port), replicas=replicas)
+    config = ServeConfig.of(store=Path(store), port=int(port), **SETTINGS.get(kind, {}))
+    if kind == "scaled":
+        deployment.LOOK_BACK_S = 2.0
+        deployment.UPSCALE_S = deployment.DOWNSCALE_S = 1.0
     try:
         run(config, open_broken_service if kind == "broken" else open_fake_service)
     except ServingError as error:

@@ -39,3 +39,13 @@ def test_a_config_is_never_altered(tmp_path: Path) -> None:
 def test_a_wrong_or_unknown_setting_is_named(tmp_path: Path, setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=setting):
         ServeConfig.of(store=tmp_path, **{setting: value})
+
+
+def test_the_number_of_replicas_must_lie_between_fewest_and_most(tmp_path: Path) -> None:
+    assert ServeConfig.of(store=tmp_path, replicas=3).most_replicas == 3
+    config = ServeConfig.of(store=tmp_path, replicas=2, min_replicas=2, max_replicas=4)
+    assert config.most_replicas == 4
+    with pytest.raises(ConfigError, match="min_replicas <= replicas <= max_replicas"):
+        ServeConfig.of(store=tmp_path, replicas=3, max_replicas=2)
+    with pytest.raises(ConfigError, match="min_replicas <= replicas <= max_replicas"):
+        ServeConfig.of(store=tmp_path, min_replicas=2, max_replicas=4)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -244,12 +245,23 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing(tmp_path: Path) -> Non
     assert not folder.exists()
 
 
+def processes_with(name: str, value: str) -> list[str]:
+    """The processes of this machine in whose environment this variable stands."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(name) == value:
+                found.append(process.name())
+    return found
+
+
 def test_a_replica_that_cannot_start_ends_the_server_with_its_reason(tmp_path: Path) -> None:
     command = [str(part) for part in fake_server(tmp_path, "broken")]
-    children = {process.pid for process in psutil.process_iter() if "ray" in process.name()}
+    mark = str(tmp_path)
     done = subprocess.run(
         [sys.executable, *command],
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "TASKBONE_TEST": mark},
         capture_output=True,
         text=True,
         check=False,
@@ -258,9 +270,4 @@ def test_a_replica_that_cannot_start_ends_the_server_with_its_reason(tmp_path: P
     assert "the replicas did not start" in done.stderr
     assert "the store holds no backbone" in done.stderr
     assert "Traceback" not in done.stderr
-    left = [
-        process.name()
-        for process in psutil.process_iter()
-        if "ray" in process.name() and process.pid not in children
-    ]
-    assert left == []
+    assert processes_with("TASKBONE_TEST", mark) == []

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -82,3 +83,19 @@ def test_a_server_that_stops_cuts_no_request(server: Server) -> None:
     assert all(one.retry_after for one in seen.seen(503))
     assert seen.seen(REFUSED)
     assert max(one.ended for one in seen.seen(200)) > stopping
+
+
+def test_load_brings_a_replica_and_quiet_takes_it_away_and_no_request_fails(
+    tmp_path: Path,
+) -> None:
+    command = [str(part) for part in fake_server(tmp_path, "scaled")]
+    with running(command, int(command[3]), tmp_path / "log") as server:
+        (first,) = server.replicas()
+        with load(server.port, 2) as light:
+            with load(server.port, CLIENTS) as heavy:
+                wait_for_new(server, [first], heavy)
+                heavy.wait_for(100)
+            while len(server.replicas()) > 1:
+                assert not light.ending.wait(0.1)
+            light.wait_for(50)
+        assert failed(heavy) == failed(light) == []
