@@ -33,7 +33,7 @@ class ServeConfig(Frozen):
     min_replicas: Count = 1
     max_replicas: Annotated[int, Field(ge=0)] = 0
     """Replicas come and go with the load, up to so many; 0: their number stays."""
-    target_ongoing_requests: Annotated[float, Field(gt=0)] = 32
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 32.0
     """Requests under way for each replica, above which another one is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32", "int8"] = "auto"

@@ -33,10 +33,12 @@ class TestServe:
         for name, setting in ServeConfig.model_fields.items():
             if name in ("device", "precision"):
                 changed[name] = {"device": "cpu", "precision": "fp32"}[name]
-            elif isinstance(setting.default, int) and not isinstance(setting.default, bool):
+            elif isinstance(setting.default, int | float) and not isinstance(setting.default, bool):
                 changed[name] = setting.default + 1
             elif name in ("backbone", "host"):
                 changed[name] = "other"
+        # As many as there are at the start, at least.
+        changed["max_replicas"] = changed["replicas"]
         options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
         succeed("serve", *options, "--no-auth")
         assert served == [ServeConfig(store=store.root, auth=False, **changed)]
