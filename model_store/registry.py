@@ -185,6 +185,12 @@ class Registry(Frozen):
         *history, active = record.history
         return self._with_task(task, record, active=active, history=tuple(history))
 
+    def without_active(self, task: str) -> "Registry":
+        """Have no version answer; the one that did becomes the latest of the history, so that
+        rolling back brings it back. Raises `NotFoundError` where none is active."""
+        active, record = self.active(task), self.task(task)
+        return self._with_task(task, record, active=None, history=(*record.history, active))
+
     def with_canary(self, task: str, number: int, percent: float) -> "Registry":
         """Have a version answer a share of the requests. Raises `ConflictError` for the active one,
         and for a share that is none."""

@@ -114,6 +114,15 @@ class Store:
         registry = self.registry()
         return [_info(registry, task, number) for number in sorted(registry.task(task).versions)]
 
+    def all_versions(self) -> list[VersionInfo]:
+        """All versions of all tasks, in order of names and numbers."""
+        registry = self.registry()
+        return [
+            _info(registry, task, number)
+            for task, record in sorted(registry.tasks.items())
+            for number in sorted(record.versions)
+        ]
+
     def read(self, task: str, version: int | None = None) -> tuple[VersionInfo, bytes]:
         """The bytes of a version (default: the active one), checked against its digest.
 
@@ -224,6 +233,13 @@ class Store:
         """Make a version the active one. Raises `NotFoundError` that lists what there is."""
         _, after = self._change(lambda before: before.with_active(task, version))
         return _info(after, task, version)
+
+    def deactivate(self, task: str) -> None:
+        """Have no version of a task be active; all are kept. Raises `NotFoundError` where none is.
+
+        `roll_back` makes the version active again that was so before.
+        """
+        self._change(lambda before: before.without_active(task))
 
     def roll_back(self, task: str) -> VersionInfo:
         """Make the version active that was so before. Raises `ConflictError` where none was.

@@ -3,7 +3,7 @@ to the store in one step, and finished when every live replica answers according
 
     register   verify -> stage -> publish -> serve
     activate, roll back, canary, shadow        stage -> publish -> serve
-    delete                                     publish -> drain
+    deactivate, delete                         publish -> drain
 
 Nothing is active before `publish`, and `publish` is one write of the registry: whoever is killed
 when, the old state or the new one stands. No HTTP, no Ray.
@@ -144,15 +144,22 @@ class Lifecycle:
         Raises `ConflictError` for the active version.
         """
 
-        def work(operation: Operation) -> Operation:
-            self._store.delete(task, version)
-            generation = self._announce()
-            return self._everywhere(
-                dataclasses.replace(operation, step="drain"),
-                lambda status: status.drained >= generation,
-            )
+        return await self._begin(
+            _Change("delete", task, caller, version),
+            lambda operation: self._remove(operation, lambda: self._store.delete(task, version)),
+            wait,
+        )
 
-        return await self._begin(_Change("delete", task, caller, version), work, wait)
+    async def deactivate(self, task: str, caller: Caller, *, wait: bool = True) -> Operation:
+        """Have a task answer no more, and keep its versions; ends with its last answer.
+
+        Raises `NotFoundError` where no version is active.
+        """
+        return await self._begin(
+            _Change("deactivate", task, caller),
+            lambda operation: self._remove(operation, lambda: self._store.deactivate(task)),
+            wait,
+        )
 
     async def operation(self, operation_id: str) -> Operation:
         """An operation as it stands. Raises `NotFoundError`."""
@@ -250,6 +257,15 @@ class Lifecycle:
         return self._everywhere(
             dataclasses.replace(operation, step="serve"),
             lambda status: status.generation >= generation,
+        )
+
+    def _remove(self, operation: Operation, publish: Callable[[], None]) -> Operation:
+        """Write the change, and wait for the requests that an earlier state has let in."""
+        publish()
+        generation = self._announce()
+        return self._everywhere(
+            dataclasses.replace(operation, step="drain"),
+            lambda status: status.drained >= generation,
         )
 
     def _stage(self, operation: Operation) -> Operation:

@@ -18,7 +18,7 @@ import torch
 from model_store.backbone import Backbone, load_backbone
 from model_store.backend import Backend, choose
 from model_store.errors import InputError
-from model_store.manifest import TextInput
+from model_store.manifest import BackboneReference, TextInput
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
 from serving.board import Board
@@ -68,6 +68,7 @@ class Service:
     ) -> None:
         self._config = config
         self._store = store
+        self.backbone = BackboneReference(name=backbone.name, fingerprint=backbone.fingerprint)
         self._metrics = metrics
         self._backend = open_backend(config, backbone)
         self._plans = PlanCache(self._backend, config.plan_cache_bytes, metrics)
@@ -126,7 +127,7 @@ class Service:
             )
         if served is not None and served.shadow is not None:
             self._shadow.compare(version, served.shadow, inputs, answer)
-        return self._answer(version, answer, started, tokenized)
+        return self._answer(version, encodings, answer, started, tokenized)
 
     async def predict_many(
         self, tasks: Sequence[str], inputs: Sequence[TextInput], ask: Ask = PLAIN
@@ -159,7 +160,7 @@ class Service:
             if isinstance(encodings, ServingError):
                 results.append(encodings)
             else:
-                results.append(self._answer(version, next(answers), started, tokenized))
+                results.append(self._answer(version, encodings, next(answers), started, tokenized))
         return results
 
     async def _encode_or_error(
@@ -187,6 +188,10 @@ class Service:
     async def versions(self, task: str) -> list[VersionInfo]:
         """Every version of a task, oldest first. Raises `NotFoundError`."""
         return await asyncio.to_thread(self._store.versions, task)
+
+    async def all_versions(self) -> list[VersionInfo]:
+        """Every version of every task."""
+        return await asyncio.to_thread(self._store.all_versions)
 
     def check(self) -> None:
         """Raise `EngineError` where the engine is dead or stuck."""
@@ -222,7 +227,12 @@ class Service:
         self._tasks.add_other(found)
 
     def _answer(
-        self, version: LoadedVersion, answer: EngineAnswer, started: float, tokenized: float
+        self,
+        version: LoadedVersion,
+        encodings: Sequence[Encoding],
+        answer: EngineAnswer,
+        started: float,
+        tokenized: float,
     ) -> TaskAnswer:
         labels = version.info.labels
         predictions = []
@@ -237,8 +247,10 @@ class Service:
             forward_ms=1000 * answer.forward_s,
             total_ms=1000 * (time.perf_counter() - started),
         )
-        self._metrics.timings(version.info.task, timings)
-        return TaskAnswer(version.info.task, version.info.version, tuple(predictions), timings)
+        info = version.info
+        self._metrics.timings(info.task, timings)
+        tokens = sum(len(one.token_ids) for one in encodings) + info.prompt_tokens * len(encodings)
+        return TaskAnswer(info.task, info.version, tuple(predictions), timings, tokens)
 
     async def _encode(
         self, version: LoadedVersion, inputs: Sequence[TextInput], ask: Ask

@@ -78,7 +78,7 @@ class Operation:
 
     id: str
     kind: str
-    """`register`, `activate`, `rollback`, `canary`, `shadow` or `delete`."""
+    """`register`, `activate`, `rollback`, `canary`, `shadow`, `deactivate` or `delete`."""
     task: str
     version: int | None
     digest: str | None
@@ -88,7 +88,7 @@ class Operation:
     """UTC in ISO 8601."""
     state: Literal["running", "done", "failed"] = "running"
     step: str = ""
-    """What is being done: `verify`, `stage`, `publish`, `serve`."""
+    """What is being done: `verify`, `stage`, `publish`, `serve`, `drain`."""
     replicas: int = 0
     ready: int = 0
     """How many of the live `replicas` have done the step."""
@@ -125,6 +125,8 @@ class TaskAnswer:
     version: int
     predictions: tuple[Prediction, ...]
     timings_ms: Timings
+    tokens: int
+    """How many the inputs had, with the template and the prompt: what the request weighed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,9 @@ def _add_choices(
     async def roll_back(request: Request, task: str, caller: Caller) -> Operation:
         return await lifecycle.roll_back(task, caller, wait=_wait(request))
 
+    async def deactivate(request: Request, task: str, caller: Caller) -> Operation:
+        return await lifecycle.deactivate(task, caller, wait=_wait(request))
+
     async def set_canary(request: Request, task: str, caller: Caller) -> Operation:
         wait, canary = _wait(request), await _body(request, bodies, docs.CanaryShare)
         return await lifecycle.set_canary(task, canary.version, canary.percent, caller, wait=wait)
@@ -130,6 +133,7 @@ def _add_choices(
 
     add(docs.ACTIVATE, activate)
     add(docs.ROLL_BACK, roll_back)
+    add(docs.DEACTIVATE, deactivate)
     add(docs.SET_CANARY, set_canary)
     add(docs.CLEAR_CANARY, clear_canary)
     add(docs.SET_SHADOW, set_shadow)

@@ -49,7 +49,7 @@ class Change(Frozen):
 
     operation: str
     kind: str = Field(
-        description="`register`, `activate`, `rollback`, `canary`, `shadow` or `delete`."
+        description="`register`, `activate`, `rollback`, `deactivate`, `canary`, `shadow`, `delete`"
     )
     task: str
     version: int | None
@@ -203,6 +203,12 @@ ROLL_BACK = _change(
     "/v1/tasks/{task}/rollback",
     "Go back to the version before",
     "The version that was active before the present one; again: the one before that.",
+)
+DEACTIVATE = _change(
+    "POST",
+    "/v1/tasks/{task}/deactivate",
+    "Have a task answer no more",
+    "Its versions stay. Requests under way are answered first; `rollback` brings it back.",
 )
 SET_CANARY = _change(
     "PUT", "/v1/tasks/{task}/canary", "Try a version on a share", _CANARY, body=_SHARE

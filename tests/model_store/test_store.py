@@ -136,6 +136,27 @@ class TestActivateAndRollBack:
         with pytest.raises(ConflictError, match=r"none to roll back to; activate one of: 1, 2, 3"):
             store.roll_back("mood")
 
+    def test_a_deactivated_task_keeps_its_versions_and_comes_back(self, store: Store) -> None:
+        for artifact in (FIRST, SECOND):
+            store.publish(artifact)
+        store.set_shadow("mood", 1)
+        store.deactivate("mood")
+        assert store.tasks() == {}
+        assert [(info.active, info.shadow) for info in store.versions("mood")] == [
+            (False, False),
+            (False, False),
+        ]
+        with pytest.raises(NotFoundError, match=r"no active version; .* one of: 1, 2"):
+            store.deactivate("mood")
+        assert store.roll_back("mood").version == 2
+        assert store.roll_back("mood").version == 1
+
+    def test_all_versions_of_all_tasks_are_listed_at_once(self, store: Store) -> None:
+        assert store.all_versions() == []
+        for artifact in (FIRST, SECOND):
+            store.publish(artifact)
+        assert store.all_versions() == store.versions("mood")
+
     def test_roll_back_follows_activation_not_numbers(self, store: Store) -> None:
         for artifact in (FIRST, SECOND, THIRD):
             store.publish(artifact)

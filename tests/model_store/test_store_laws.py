@@ -26,14 +26,16 @@ class Task:
     versions: dict[int, bytes] = field(default_factory=dict)
     activations: list[int] = field(default_factory=list)
     given_out: int = 0
+    resting: bool = False
 
     @property
     def active(self) -> int | None:
-        return self.activations[-1] if self.activations else None
+        return self.activations[-1] if self.activations and not self.resting else None
 
     def activate(self, number: int) -> None:
         if number != self.active:
             self.activations = [past for past in self.activations if past != number] + [number]
+        self.resting = False
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -78,12 +80,24 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(task=TASKS)
     def roll_back(self, task: str) -> None:
         expected = self.expected[task]
-        if len(expected.activations) > 1:
-            expected.activations.pop()
+        if len(expected.activations) > 1 or (expected.activations and expected.resting):
+            if not expected.resting:
+                expected.activations.pop()
+            expected.resting = False
             assert self.store.roll_back(task).version == expected.active
         else:
             with pytest.raises(ConflictError if expected.versions else NotFoundError):
                 self.store.roll_back(task)
+
+    @rule(task=TASKS)
+    def deactivate(self, task: str) -> None:
+        expected = self.expected[task]
+        if expected.active is None:
+            with pytest.raises(NotFoundError):
+                self.store.deactivate(task)
+        else:
+            self.store.deactivate(task)
+            expected.resting = True
 
     @rule(task=TASKS, number=NUMBERS)
     def delete_version(self, task: str, number: int) -> None:
@@ -98,13 +112,14 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.delete(task, number)
             del expected.versions[number]
             expected.activations = [past for past in expected.activations if past != number]
+            expected.resting = expected.resting and bool(expected.activations)
 
     @rule(task=TASKS)
     def delete_task(self, task: str) -> None:
         expected = self.expected[task]
         if expected.versions:
             self.store.delete(task)
-            expected.versions, expected.activations = {}, []
+            expected.versions, expected.activations, expected.resting = {}, [], False
         else:
             with pytest.raises(NotFoundError):
                 self.store.delete(task)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from model_store.audit import AuditEntry
 from model_store.errors import ConflictError, NotFoundError
+from model_store.manifest import BackboneReference
 from model_store.store import VersionInfo
 from serving.board import Board, ReplicaStatus
 from serving.config import ServeConfig
@@ -69,6 +70,7 @@ class FakeService:
         max_inputs: int = 128,
     ) -> None:
         self.metrics = metrics
+        self.backbone = BackboneReference(name="nothing", fingerprint="0" * 64)
         self.board = board
         self.replica_id = replica_id
         self.max_inputs = max_inputs
@@ -122,7 +124,7 @@ class FakeService:
         if self.metrics:
             self.metrics.timings(task, timings)
         predictions = tuple(_predict(text) for text in inputs)
-        return TaskAnswer(task, info.version, predictions, timings)
+        return TaskAnswer(task, info.version, predictions, timings, 7 * len(inputs))
 
     async def predict_many(
         self, tasks: Sequence[str], inputs: Sequence[TextInput], ask: Ask = PLAIN
@@ -181,6 +183,10 @@ class FakeService:
             )
             for number, info in sorted(known.versions.items())
         ]
+
+    async def all_versions(self) -> list[VersionInfo]:
+        known = [name for name, task in sorted(self._tasks.items()) if task.versions]
+        return [info for name in known for info in await self.versions(name)]
 
     # --- changing it ------------------------------------------------------------------------
 
@@ -246,6 +252,14 @@ class FakeService:
         info = known.versions.pop(version)
         known.history = [old for old in known.history if old != version]
         return self._operate("delete", task, caller, info, wait)
+
+    async def deactivate(self, task: str, caller: Caller, *, wait: bool = True) -> Operation:
+        known = self._known(task)
+        if known.active is None:
+            raise NotFoundError(f"task {task!r} has no active version")
+        known.history.append(known.active)
+        known.active = None
+        return self._operate("deactivate", task, caller, None, wait)
 
     async def operation(self, operation_id: str, /) -> Operation:
         if operation_id not in self._operations:

@@ -58,7 +58,7 @@ def test_one_prediction_for_each_input(
     answer = served.predict(inputs, task)
     assert answer.status_code == 200
     body = answer.json()
-    assert list(body) == ["task", "version", "predictions", "timings_ms"]
+    assert list(body) == ["task", "version", "predictions", "timings_ms", "tokens"]
     assert (body["task"], body["version"]) == (task, 1)
     assert [prediction["label"] for prediction in body["predictions"]] == labels
     for prediction in body["predictions"]:

@@ -172,6 +172,23 @@ def test_deleting_waits_for_what_is_under_way(fleet: Fleet) -> None:
     assert not (fleet.store.root / "tasks" / "mood").exists()
 
 
+def test_a_deactivated_task_answers_nowhere_until_it_is_brought_back(fleet: Fleet) -> None:
+    lifecycle = fleet.replicas[0].lifecycle
+    register(fleet, 2)
+    with fleet.replicas[1]._tasks.using("mood", Ask()):
+        operation = run(lifecycle.deactivate("mood", OPS, wait=False))
+        wait_until(lambda: run(lifecycle.operation(operation.id)).ready == 2)
+        assert run(lifecycle.operation(operation.id)).state == "running"
+    wait_until(lambda: run(lifecycle.operation(operation.id)).state == "done")
+    for replica in fleet.replicas:
+        with pytest.raises(UnknownTaskError):
+            run(replica.predict("mood", TEXTS))
+    with pytest.raises(NotFoundError, match="no active version"):
+        run(lifecycle.deactivate("mood", OPS))
+    run(lifecycle.roll_back("mood", OPS))
+    assert fleet.versions() == [2, 2, 2]
+
+
 def test_the_active_version_is_not_deleted_and_another_is(fleet: Fleet) -> None:
     register(fleet, 2)
     lifecycle = fleet.replicas[0].lifecycle

@@ -130,6 +130,15 @@ def test_canary_and_shadow_come_and_go(three: Served) -> None:
         assert getattr(task, name) is None
 
 
+def test_a_task_answers_no_more_until_it_is_brought_back(three: Served) -> None:
+    assert three.ask("POST", "/v1/tasks/new/deactivate").json()["kind"] == "deactivate"
+    error_of(three.predict("abc", "new"), 404)
+    error_of(three.ask("POST", "/v1/tasks/new/deactivate"), 404)
+    assert len(three.ask("GET", "/v1/tasks/new/versions").json()["versions"]) == 3
+    assert three.ask("POST", "/v1/tasks/new/rollback").json()["version"] == 2
+    assert active(three) == 2
+
+
 def test_versions_and_tasks_are_deleted(three: Served) -> None:
     error_of(three.ask("DELETE", "/v1/tasks/new/versions/2"), 409)
     assert three.ask("DELETE", "/v1/tasks/new/versions/1").status_code == 200
