@@ -88,6 +88,7 @@ SERVE_HELP = {
     "engine_threads": "Threads of one replica's forward; 0 for all cores.",
     "max_batch_tokens": "Most tokens in one forward; 0: as many as are efficient here, measured.",
     "max_queued_tokens": "Most tokens waiting; more are answered with 503.",
+    "max_queue_ms": "Longest wait; what would wait longer is answered with 503 or 429 at once.",
     "max_inputs": "Most inputs in one request.",
     "max_body_bytes": "Largest body of a question.",
     "max_artifact_bytes": "Largest artifact that may be uploaded.",

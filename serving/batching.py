@@ -1,79 +1,188 @@
 """Decides which waiting sequences go into the next batch. Policy alone: no torch, no threads.
 
-Tasks take turns, and a turn is measured in tokens, so that a task with thousands of waiting
-sequences delays another task's single one by at most one batch.
+Keys take turns, and within its turns a key's tasks do. A turn is measured in tokens, so that one
+with thousands of sequences waiting delays another's single one by about a batch. A key of twice
+the weight has its turns twice as often; and after a turn that a long sequence made longer than
+others, the next comes later.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
+from typing import Any, Generic, Protocol, TypeVar
 
 TURN_TOKENS = 256
-"""What a task may take before it is the next task's turn (one sequence at least)."""
+"""What is taken in one turn; the sequence that reaches it is the turn's last."""
 
 Work = TypeVar("Work")
+Queue = TypeVar("Queue", bound="_Queue")
 
 
-@dataclass(frozen=True)
-class Waiting(Generic[Work]):
-    """One sequence that waits: its length with the soft prompt, and whatever it belongs to."""
+@dataclass(eq=False, slots=True)
+class Request:
+    """What a key asks at once, in one or several parts. Times in seconds."""
 
-    tokens: int
-    work: Work
-
-
-@dataclass
-class FairQueue(Generic[Work]):
-    """Waiting sequences by task; the caller sees to it that one thread at a time uses it."""
-
+    key: str
+    weight: float
+    submitted: float
+    deadline: float | None = None
     tokens: int = 0
-    """Of all that wait."""
-    _waiting: OrderedDict[str, deque[Waiting[Work]]] = field(default_factory=OrderedDict)
-    _turn: int = 0
-    """Tokens that the first task has taken in its turn, which a small batch may have cut short."""
+    """Of all its parts that wait."""
 
-    def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
 
-    def push(self, task: str, waiting: Waiting[Work]) -> None:
-        """Add a sequence behind those of its task."""
-        self._waiting.setdefault(task, deque()).append(waiting)
-        self.tokens += waiting.tokens
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Part(Generic[Work]):
+    """A request's sequences for one task, which are taken in order, and what they belong to."""
 
-    def drop(self, unwanted: Callable[[Work], bool]) -> None:
-        """Remove every sequence whose work is unwanted."""
-        first = next(iter(self._waiting), None)
-        for task, queue in list(self._waiting.items()):
-            kept = deque(waiting for waiting in queue if not unwanted(waiting.work))
-            self.tokens -= sum(w.tokens for w in queue) - sum(w.tokens for w in kept)
-            if kept:
-                self._waiting[task] = kept
+    request: Request
+    task: str
+    lengths: list[int]
+    """Tokens of each sequence, with the soft prompt."""
+    work: Work
+    taken: int = 0
+    """How many of the sequences wait no longer."""
+    forward_s: float = 0.0
+    """Of all forwards that answered some of them until now."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether some of its sequences wait."""
+        return self.taken < len(self.lengths)
+
+
+class _Queue(Protocol):
+    """What can have turns: a line, or a number of queues that have turns themselves."""
+
+    def peek(self) -> Part[Any] | None:
+        """Whose first waiting sequence is next."""
+        ...
+
+    def pop(self) -> int:
+        """Take that sequence, right after `peek`; gives its tokens."""
+        ...
+
+
+class _Line(Generic[Work]):
+    """Parts in order of arrival; any of them can leave."""
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[Part[Work], None] = OrderedDict()
+
+    def push(self, part: Part[Work]) -> None:
+        self._parts[part] = None
+
+    def remove(self, part: Part[Work]) -> None:
+        del self._parts[part]
+
+    def peek(self) -> Part[Work] | None:
+        return next(iter(self._parts), None)
+
+    def pop(self) -> int:
+        part = next(iter(self._parts))
+        tokens = part.lengths[part.taken]
+        part.taken += 1
+        if part.taken == len(part.lengths):
+            del self._parts[part]
+        return tokens
+
+
+@dataclass(slots=True)
+class _Seat(Generic[Queue]):
+    queue: Queue
+    weight: float
+
+
+class _Turns(Generic[Queue]):
+    """Queues that take turns, in proportion to their weights.
+
+    Each has a place in time, counted in tokens for a weight of 1; whose place comes first has the
+    turn, and moves on by what it takes. One that comes new begins now. One that is found empty when
+    its turn comes is let go; until then it keeps its place, so that nobody gains by coming and
+    going.
+    """
+
+    def __init__(self) -> None:
+        self._seats: dict[str, _Seat[Queue]] = {}
+        self._order: list[tuple[float, int, str]] = []  # heap of places; equal ones by number
+        self._number = 0
+        self._now = 0.0
+        self._used = 0  # tokens taken in the first one's turn, which may last for several batches
+
+    def queue(self, name: str, weight: float, make: Callable[[], Queue]) -> Queue:
+        """The queue of this name, new where there is none."""
+        seat = self._seats.get(name)
+        if seat is None:
+            seat = self._seats[name] = _Seat(make(), weight)
+            heappush(self._order, (self._now, self._next_number(), name))
+        seat.weight = weight
+        return seat.queue
+
+    def find(self, name: str) -> Queue:
+        """The queue of this name."""
+        return self._seats[name].queue
+
+    def peek(self) -> Part[Any] | None:
+        while self._order:
+            place, _, name = self._order[0]
+            seat = self._seats[name]
+            part = seat.queue.peek() if self._used < TURN_TOKENS else None
+            if part is not None:
+                self._now = place
+                return part
+            if self._used:
+                later = place + self._used / seat.weight
+                heapreplace(self._order, (later, self._next_number(), name))
+                self._used = 0
             else:
-                del self._waiting[task]
-        if first not in self._waiting:
-            self._turn = 0
+                heappop(self._order)
+                del self._seats[name]
+        return None
 
-    def take(self, budget: int) -> list[Waiting[Work]]:
-        """Remove and return the next batch: at most `budget` tokens, but one sequence at least.
+    def pop(self) -> int:
+        tokens = self._seats[self._order[0][2]].queue.pop()
+        self._used += tokens
+        return tokens
 
-        Each task in turn, longest-waiting turn first; within a task in order of arrival.
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+
+class FairQueue(Generic[Work]):
+    """All that waits; the caller sees to it that one thread at a time uses it."""
+
+    def __init__(self) -> None:
+        self._keys: _Turns[_Turns[_Line[Work]]] = _Turns()
+
+    def push(self, part: Part[Work]) -> None:
+        """Add a part with its sequences behind those of its key and task."""
+        request = part.request
+        tasks = self._keys.queue(request.key, request.weight, _Turns)
+        tasks.queue(part.task, 1.0, _Line).push(part)
+
+    def remove(self, part: Part[Work]) -> None:
+        """Take out what waits of a part; nothing where it has left."""
+        if part.waits:
+            self._keys.find(part.request.key).find(part.task).remove(part)
+            part.taken = len(part.lengths)
+
+    def take(
+        self, budget: int, gone: Callable[[Part[Work]], bool] = lambda part: False
+    ) -> list[tuple[Part[Work], int]]:
+        """Take the next batch: parts, and which of their sequences.
+
+        At most `budget` tokens, but one sequence at least. Every part is shown to `gone` first,
+        which may have it removed; then it says so.
         """
-        taken: list[Waiting[Work]] = []
+        taken: list[tuple[Part[Work], int]] = []
         used = 0
-        while self._waiting:
-            task, queue = next(iter(self._waiting.items()))
-            while queue and self._turn < TURN_TOKENS:
-                if taken and used + queue[0].tokens > budget:
-                    self.tokens -= used
-                    return taken
-                waiting = queue.popleft()
-                taken.append(waiting)
-                self._turn += waiting.tokens
-                used += waiting.tokens
-            self._turn = 0
-            del self._waiting[task]
-            if queue:
-                self._waiting[task] = queue
-        self.tokens -= used
+        while (part := self._keys.peek()) is not None:
+            if gone(part):
+                continue
+            tokens = part.lengths[part.taken]
+            if taken and used + tokens > budget:
+                break
+            taken.append((part, part.taken))
+            used += self._keys.pop()
         return taken

@@ -42,6 +42,8 @@ class ServeConfig(Frozen):
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of one forward; 0: as many as make it efficient here, found by a measurement."""
     max_queued_tokens: Count = 65536
+    max_queue_ms: Count = 2000
+    """How long a request may wait for its forward; what would wait longer is refused."""
     max_inputs: Count = 128
     """Inputs of one request."""
     max_body_bytes: PositiveBytes = 2 * MIB

@@ -5,12 +5,13 @@ batch larger. Knows no HTTP, no Ray, no texts and no store: encoded inputs in, p
 """
 
 import logging
-import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol
 
 import numpy as np
@@ -20,8 +21,9 @@ from model_store.artifact import Overlay
 from model_store.backend import Backend, P
 from model_store.packing import Item
 from model_store.tokenization import Encoding
-from serving.batching import FairQueue, Waiting
-from serving.errors import DeadlineError, EngineError, OverloadedError, TooLargeError
+from serving.admission import Admission, Limits, Refused
+from serving.batching import Part, Request
+from serving.errors import EngineError, OverloadedError
 from serving.plans import PlanCache
 
 STUCK_S = 60.0
@@ -62,34 +64,30 @@ class EngineAnswer:
     """Of all forwards that it took part in."""
 
 
-@dataclass(eq=False)
-class _Request:
-    """A submitted request; touched by the engine thread alone once it is queued."""
+@dataclass(eq=False, slots=True)
+class _Question:
+    """The inputs to one servable; touched by the engine's thread alone once it is queued."""
 
     servable: Servable
+    encodings: Sequence[Encoding]
     observed: bool
-    deadline: float | None
     answer: "Future[EngineAnswer]"
-    submitted: float
     missing: int
     rows: list[NDArray[Any] | None]
-    forward_s: float = 0.0
     queue_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    request: _Request
-    index: int
-    encoding: Encoding
+_Part = Part[_Question]
+_Sequence = tuple[_Part, int]
+"""A part of a request, and the number of the sequence in it."""
 
 
 @dataclass
 class _State:
     """What threads share; `lock` guards all of it."""
 
+    admission: Admission[_Question]
     lock: threading.Condition = field(default_factory=threading.Condition)
-    queue: FairQueue[_Sequence] = field(default_factory=FairQueue)
     closing: bool = False
     pinged: float | None = None
     """When the thread was asked for a sign of life that it has not given yet."""
@@ -106,6 +104,8 @@ class Engine(Generic[P]):
         *,
         max_batch_tokens: int,
         max_queued_tokens: int,
+        max_queue_s: float,
+        clock: Callable[[], float] = time.perf_counter,
         stuck_s: float = STUCK_S,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
@@ -116,11 +116,10 @@ class Engine(Generic[P]):
         self._backend = backend
         self._plans = plans
         self._observer = observer
-        self._max_batch_tokens = max_batch_tokens
-        self._max_queued_tokens = max_queued_tokens
+        self._clock = clock
         self._stuck_s = stuck_s
         self._on_death = on_death
-        self._state = _State()
+        self._state = _State(Admission(Limits(max_batch_tokens, max_queued_tokens, max_queue_s)))
         self._in_flight: list[_Sequence] = []
         self._thread = threading.Thread(target=self._run, name="taskbone-engine", daemon=True)
         self._thread.start()
@@ -155,44 +154,36 @@ class Engine(Generic[P]):
     ) -> "list[Future[EngineAnswer]]":
         """Queue inputs for several servables at once, all or none: they share batches.
 
-        `key` and `weight` say whose share of the queue they take; after `deadline` (by
-        `time.perf_counter`) they are not worth a forward any more. The observer hears nothing of
-        what is not `observed`: the server's own trials.
+        `key` and `weight` say whose share of the queue and of the turns they take; after
+        `deadline` (by the clock) they are not worth a forward any more. The observer hears nothing
+        of what is not `observed`: the server's own trials.
 
-        Raises `OverloadedError` where the queue is full, `TooLargeError` where they could never
-        fit, `DeadlineError` where it is too late, `EngineError` where the engine is closed or dead.
+        Raises `RateLimitedError`, `OverloadedError` or `DeadlineError` where they cannot wait, and
+        their futures may get these later; `TooLargeError` where they could never fit;
+        `EngineError` where the engine is closed or dead.
         """
-        now = time.perf_counter()
-        waiting: list[tuple[str, Waiting[_Sequence]]] = []
-        answers: list[Future[EngineAnswer]] = []
-        for servable, encodings in questions:
-            assert encodings, "a request without inputs would never be answered"
-            answer: Future[EngineAnswer] = Future()
-            count = len(encodings)
-            rows: list[NDArray[Any] | None] = [None] * count
-            request = _Request(servable, observed, deadline, answer, now, count, rows)
-            prompt = servable.overlay.manifest.prompt.tokens
-            for index, encoding in enumerate(encodings):
-                sequence = _Sequence(request, index, encoding)
-                tokens = len(encoding.token_ids) + prompt
-                waiting.append((servable.task, Waiting(tokens, sequence)))
-            answers.append(answer)
-        total = sum(one.tokens for _, one in waiting)
-        if total > self._max_queued_tokens:
-            raise TooLargeError(
-                f"the inputs have {total} tokens; one request may have {self._max_queued_tokens}: "
-                "send them in several requests"
-            )
-        if deadline is not None and now > deadline:
-            raise DeadlineError("the deadline had passed before the request could be queued")
+        assert questions, "nothing was asked"
+        assert weight > 0, "a key without weight would wait for ever"
+        now = self._clock()
+        request = Request(key, weight, now, deadline)
+        parts = [_part(request, *question, observed) for question in questions]
         with self._state.lock:
             if self._state.closing:
                 raise EngineError("the engine has stopped; this server is shutting down")
-            self._admit(total)
-            for task, one in waiting:
-                self._state.queue.push(task, one)
+            refused = self._state.admission.admit(parts, now)
             self._state.lock.notify()
-        return answers
+        for part in parts:
+            part.work.answer.add_done_callback(partial(self._leave, weakref.ref(part)))
+        _refuse(refused)
+        return [part.work.answer for part in parts]
+
+    def saturated(self, key: str, weight: float) -> OverloadedError | None:
+        """What even the smallest request of this key would be refused with now; None: it may come.
+
+        Costs next to nothing: a server that has too much to do may ask before it reads a request.
+        """
+        with self._state.lock:
+            return self._state.admission.saturated(key, weight)
 
     def check(self) -> None:
         """Raise `EngineError` where the thread is dead, or has not answered an earlier check.
@@ -202,7 +193,7 @@ class Engine(Generic[P]):
         with self._state.lock:
             if not self._thread.is_alive():
                 raise EngineError("the engine thread is dead")
-            now = time.perf_counter()
+            now = self._clock()
             if self._state.pinged is None:
                 self._state.pinged = now
                 self._state.lock.notify()
@@ -218,21 +209,19 @@ class Engine(Generic[P]):
             self._state.lock.notify()
         self._thread.join(self._stuck_s)
 
-    def _admit(self, tokens: int) -> None:
-        queue = self._state.queue
-        if queue.tokens + tokens > self._max_queued_tokens:
-            # Callers that have hung up make room first.
-            queue.drop(lambda sequence: sequence.request.answer.done())
-        if queue.tokens + tokens > self._max_queued_tokens:
-            raise OverloadedError(
-                f"{queue.tokens} of {self._max_queued_tokens} tokens are waiting; "
-                "send the request again later"
-            )
+    def _leave(self, reference: "weakref.ref[_Part]", _: object) -> None:
+        """Free the place of a request that has its answer, or whose caller has hung up.
+
+        The future knows the part by a weak reference: while it waits, the queue holds it.
+        """
+        part = reference()
+        if part is not None and part.waits:
+            with self._state.lock:
+                self._state.admission.remove(part)
 
     def _run(self) -> None:
         try:
             while (sequences := self._take()) is not None:
-                self._in_flight = sequences
                 self._answer(sequences)
                 self._in_flight = []
         except BaseException:
@@ -243,91 +232,107 @@ class Engine(Generic[P]):
         """Leave nobody waiting for an answer that will not come."""
         with self._state.lock:
             self._state.closing = True
-            waiting = self._state.queue.take(sys.maxsize)
-        for sequence in [*self._in_flight, *(one.work for one in waiting)]:
-            _resolve(sequence.request.answer, EngineError("the engine has died"))
+            waiting = self._state.admission.clear()
+        for part in [*(part for part, _ in self._in_flight), *waiting]:
+            _resolve(part.work.answer, EngineError("the engine has died"))
         self._on_death()
 
     def _take(self) -> list[_Sequence] | None:
         """Wait for work; None once the engine is closing and nothing is left."""
+        admission = self._state.admission
         with self._state.lock:
+            admission.answered(self._clock())
             self._state.pinged = None
-            while not len(self._state.queue):
+            while not admission.tokens:
                 if self._state.closing:
                     return None
                 self._state.lock.wait()
                 self._state.pinged = None
-            taken = self._state.queue.take(self._max_batch_tokens)
-            waiting_tokens = self._state.queue.tokens
+            taken, refused = admission.take(self._clock())
+            self._in_flight = taken
+            waiting_tokens = admission.tokens
+        _refuse(refused)
         try:
             self._observer.queued(waiting_tokens)
         except Exception:
             logger.exception("the observer failed; requests are answered all the same")
-        return [waiting.work for waiting in taken if self._is_wanted(waiting.work.request)]
-
-    def _is_wanted(self, request: _Request) -> bool:
-        """Cancelled, failed and late requests are not worth a forward."""
-        if request.deadline is not None and time.perf_counter() > request.deadline:
-            _resolve(request.answer, DeadlineError("the deadline passed before the forward"))
-        return not request.answer.done()
+        # Callers may have hung up meanwhile.
+        return [(part, index) for part, index in taken if not part.work.answer.done()]
 
     def _answer(self, sequences: list[_Sequence]) -> None:
         if not sequences:
             return
-        started = time.perf_counter()
-        requests = {id(item.request): item.request for item in sequences}.values()
+        started = self._clock()
+        parts = dict.fromkeys(part for part, _ in sequences)
         try:
             rows = self._forward(sequences)
         except Exception as error:
             logger.exception("a batch of %d sequences failed", len(sequences))
             failure = EngineError(f"the forward failed: {type(error).__name__}")
             failure.__cause__ = error
-            for request in requests:
-                _resolve(request.answer, failure)
+            for part in parts:
+                _resolve(part.work.answer, failure)
             return
-        forward_s = time.perf_counter() - started
-        for request in requests:
-            request.queue_s = started - request.submitted - request.forward_s
-            request.forward_s += forward_s
-        for sequence, row in zip(sequences, rows, strict=True):
-            request = sequence.request
-            request.rows[sequence.index] = row
-            request.missing -= 1
-            if not request.missing:
-                _resolve(request.answer, _result(request))
+        forward_s = self._clock() - started
+        for part in parts:
+            part.work.queue_s = started - part.request.submitted - part.forward_s
+            part.forward_s += forward_s
+        for (part, index), row in zip(sequences, rows, strict=True):
+            part.work.rows[index] = row
+            part.work.missing -= 1
+            if not part.work.missing:
+                _resolve(part.work.answer, _result(part))
 
     def _forward(self, sequences: Sequence[_Sequence]) -> Sequence[NDArray[Any]]:
         """One batch over all tasks; probabilities `[C]` per sequence, in the order given."""
-        started = time.perf_counter()
-        servables = {item.request.servable.digest: item.request.servable for item in sequences}
+        started = self._clock()
+        servables = {part.work.servable.digest: part.work.servable for part, _ in sequences}
         number = {digest: segment for segment, digest in enumerate(servables)}
         plans = [self._plans.get(digest, one.overlay) for digest, one in servables.items()]
-        items = [Item(item.encoding, number[item.request.servable.digest]) for item in sequences]
+        items = [
+            Item(part.work.encodings[index], number[part.work.servable.digest])
+            for part, index in sequences
+        ]
         rows = self._backend.answer(items, plans)
         counts: dict[str, int] = {}
-        tokens = 0
-        for sequence in sequences:
-            servable = sequence.request.servable
-            prompt = servable.overlay.manifest.prompt.tokens
-            tokens += len(sequence.encoding.token_ids) + prompt
-            if sequence.request.observed:
-                counts[servable.task] = counts.get(servable.task, 0) + 1
+        for part, _ in sequences:
+            if part.work.observed:
+                counts[part.task] = counts.get(part.task, 0) + 1
         if counts:
+            tokens = sum(part.lengths[index] for part, index in sequences)
             try:
-                self._observer.batch(counts, tokens, time.perf_counter() - started)
+                self._observer.batch(counts, tokens, self._clock() - started)
             except Exception:
                 logger.exception("the observer failed; requests are answered all the same")
         return rows
 
 
-def _result(request: _Request) -> EngineAnswer | EngineError:
-    probabilities = np.stack([row for row in request.rows if row is not None])
+def _part(
+    request: Request, servable: Servable, encodings: Sequence[Encoding], observed: bool
+) -> _Part:
+    assert encodings, "a request without inputs would never be answered"
+    count = len(encodings)
+    prompt = servable.overlay.manifest.prompt.tokens
+    lengths = [len(encoding.token_ids) + prompt for encoding in encodings]
+    question = _Question(servable, encodings, observed, Future(), count, [None] * count)
+    return Part(request, servable.task, lengths, question)
+
+
+def _result(part: _Part) -> EngineAnswer | EngineError:
+    question = part.work
+    probabilities = np.stack([row for row in question.rows if row is not None])
     if not np.isfinite(probabilities).all():
         return EngineError(
-            f"task {request.servable.task!r} gives no finite answer to these inputs: "
+            f"task {question.servable.task!r} gives no finite answer to these inputs: "
             "its overlay's numbers are too large"
         )
-    return EngineAnswer(probabilities, request.queue_s, request.forward_s)
+    return EngineAnswer(probabilities, question.queue_s, part.forward_s)
+
+
+def _refuse(refused: Sequence[Refused[_Question]]) -> None:
+    for one in refused:
+        for part in one.parts:
+            _resolve(part.work.answer, one.error)
 
 
 def _resolve(answer: "Future[EngineAnswer]", result: EngineAnswer | Exception) -> None:

@@ -79,6 +79,7 @@ class Service:
             max_batch_tokens=config.max_batch_tokens or efficient_tokens(self._backend, backbone),
             max_queued_tokens=config.max_queued_tokens,
             on_death=on_death,
+            max_queue_s=config.max_queue_ms / 1000,
         )
         self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
         self._long_texts_waiting = 0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from model_store.backbone import Backbone
 from model_store.store import Store
@@ -9,6 +10,10 @@ from tests.overlays import small_backbone
 
 # The networks of these tests are tiny: one thread is faster than waiting for a second.
 torch.set_num_threads(1)
+
+# No test depends on how long something takes.
+settings.register_profile("taskbone", deadline=None)
+settings.load_profile("taskbone")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """The engine: right answers from mixed batches, one answer per request, and life after a fault."""
 
 import dataclasses
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -22,12 +24,25 @@ from model_store.plan import LinearHead
 from model_store.store import Store
 from model_store.tokenization import Encoding, InputEncoder
 from serving.engine import Engine, EngineAnswer, Servable
-from serving.errors import DeadlineError, EngineError, OverloadedError, TooLargeError
+from serving.errors import (
+    DeadlineError,
+    EngineError,
+    OverloadedError,
+    RateLimitedError,
+    TooLargeError,
+)
 from serving.plans import PlanCache
 from tests.overlays import fp32_encoder, random_overlay
 from tests.serving.fake_plans import Heard
 
 TEXTS = ["the film was good", "a", "what is my new bank card ?", "bad news", "the cat and the dog"]
+
+
+LIMITS: dict[str, Any] = {
+    "max_batch_tokens": 200,
+    "max_queued_tokens": 400,
+    "max_queue_s": 1000.0,
+}
 
 
 class Observed:
@@ -65,13 +80,13 @@ class GatedOps(TorchOps):
 class Setup:
     """An engine over a tiny backbone with three tasks."""
 
-    def __init__(self, backbone: Backbone, **limits: int) -> None:
+    def __init__(self, backbone: Backbone, **limits: Any) -> None:
         self.backbone = backbone
         self.ops = GatedOps()
         self.observed = Observed()
         self.backend = TorchBackend(Encoder(backbone.config, backbone.tensors, self.ops), threads=1)
         self.plans = PlanCache[TorchPlan](self.backend, 1 << 20, Heard())
-        settings: dict[str, Any] = {"max_batch_tokens": 200, "max_queued_tokens": 400} | limits
+        settings: dict[str, Any] = {**LIMITS, **limits}
         self.engine = Engine(self.backend, self.plans, self.observed, **settings)
         self.tasks = [
             Servable(name, name, random_overlay(backbone, name, seed=seed, labels=labels))
@@ -278,17 +293,75 @@ def test_a_cancelled_request_costs_no_forward(setup: Setup) -> None:
         cancelled.result(1)
 
 
-def test_requests_that_left_make_room(setup: Setup) -> None:
+def test_requests_that_left_have_left_at_once(setup: Setup) -> None:
+    admission = setup.engine._state.admission
     setup.ops.door.clear()
     setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
     assert setup.ops.entered.wait(30)
     texts = setup.encode(TEXTS)
     room = 400 // sum(len(item.token_ids) + 3 for item in texts)
-    for answer in [setup.engine.submit(setup.tasks[0], texts) for _ in range(room)]:
+    answers = [setup.engine.submit(setup.tasks[0], texts) for _ in range(room)]
+    left = admission.tokens
+    for answer in answers[::2]:
         answer.cancel()
+    assert admission.tokens == left // room * (room // 2)
+    for answer in answers:
+        answer.cancel()
+    assert admission.tokens == 0
     kept = setup.engine.submit(setup.tasks[1], texts)
     setup.ops.door.set()
     assert kept.result(30).probabilities.shape == (5, 3)
+
+
+def test_a_request_whose_first_batch_failed_frees_the_rest_of_its_place(
+    tiny: tuple[Store, Backbone],
+) -> None:
+    setup = Setup(tiny[1], max_batch_tokens=20, max_queued_tokens=4000)
+    setup.ops.fail = True
+    setup.ops.door.clear()
+    failing = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS * 10))
+    assert setup.ops.entered.wait(30)
+    setup.ops.door.set()
+    with pytest.raises(EngineError, match="RuntimeError"):
+        failing.result(30)
+    _wait_until(lambda: setup.engine._state.admission.tokens == 0)
+    assert setup.observed.batches == []
+    setup.close()
+
+
+def test_nothing_of_an_answered_request_is_kept(setup: Setup) -> None:
+    gc.collect()
+    gc.disable()  # what is freed, is freed without it
+    try:
+        answer = setup.engine.submit(setup.tasks[0], setup.encode(TEXTS))
+        answer.result(30)
+        setup.engine.submit(setup.tasks[1], setup.encode(TEXTS)).result(30)  # the batch after it
+        reference = weakref.ref(answer)
+        del answer
+        _wait_until(lambda: reference() is None)
+    finally:
+        gc.enable()
+
+
+def test_keys_share_a_full_queue(setup: Setup) -> None:
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    texts = setup.encode(TEXTS)
+    tokens = sum(len(item.token_ids) + 3 for item in texts)
+    room = 400 // tokens
+    many = [setup.engine.submit(setup.tasks[0], texts, key="many") for _ in range(room)]
+    assert setup.engine.saturated("few", 1.0) is None
+    few = setup.engine.submit(setup.tasks[1], texts, key="few")
+    with pytest.raises(RateLimitedError) as gave_way:
+        many[-1].result(0)
+    assert gave_way.value.retry_after_s >= 1
+    with pytest.raises(RateLimitedError):
+        setup.engine.submit(setup.tasks[0], texts, key="many")
+    setup.ops.door.set()
+    assert few.result(30).probabilities.shape == (5, 3)
+    for answer in many[:-1]:
+        assert answer.result(30).probabilities.shape == (5, 2)
 
 
 @pytest.mark.parametrize("what", ["queued", "batch"])
@@ -357,6 +430,23 @@ def test_of_several_tasks_asked_at_once_all_or_none_is_queued(setup: Setup) -> N
     assert sum(totals) == 1 + 5 * (room - 1), "nothing of what was refused"
 
 
+def test_a_busy_key_leaves_others_their_turns(tiny: tuple[Store, Backbone]) -> None:
+    setup = Setup(tiny[1], max_batch_tokens=300, max_queued_tokens=40000)
+    setup.ops.door.clear()
+    setup.engine.submit(setup.tasks[0], setup.encode(TEXTS[:1]))
+    assert setup.ops.entered.wait(30)
+    busy = [setup.engine.submit(setup.tasks[0], setup.encode(TEXTS), key="busy") for _ in range(50)]
+    single = setup.engine.submit(setup.tasks[1], setup.encode(TEXTS[:1]), key="single")
+    setup.ops.door.set()
+    single.result(30)
+    for answer in busy:
+        answer.result(30)
+    setup.close()
+    assert [
+        number for number, (counts, _) in enumerate(setup.observed.batches) if "two" in counts
+    ] == [1]
+
+
 def test_what_is_too_late_costs_no_forward(setup: Setup) -> None:
     with pytest.raises(DeadlineError):
         setup.engine.submit(setup.tasks[0], setup.encode(TEXTS), deadline=time.perf_counter() - 1)
@@ -377,6 +467,37 @@ def test_what_is_too_late_costs_no_forward(setup: Setup) -> None:
     assert [counts for counts, _ in setup.observed.batches] == [{"one": 1}, {"three": 5}]
 
 
+def test_what_has_waited_longer_than_allowed_costs_no_forward(
+    tiny: tuple[Store, Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Setup(tiny[1])
+    other.close()
+    texts = other.encode(TEXTS)
+    at_once = sum(len(item.token_ids) + 3 for item in texts)
+    now = [100.0]
+    setup = Setup(tiny[1], max_batch_tokens=at_once, max_queue_s=3.0, clock=lambda: now[0])
+    durations = iter([1.0, 2.0, 0.5, 0.25, 0.5])
+    answer = setup.backend.answer
+
+    def take_time(*arguments: Any) -> Any:
+        rows = answer(*arguments)
+        now[0] += next(durations)
+        return rows
+
+    monkeypatch.setattr(setup.backend, "answer", take_time)
+    setup.ops.door.clear()
+    answers = [setup.engine.submit(setup.tasks[0], texts)]
+    assert setup.ops.entered.wait(30)
+    answers += [setup.engine.submit(setup.tasks[0], texts) for _ in range(4)]
+    setup.ops.door.set()
+    waited = [answer.result(30).queue_s for answer in answers[:4]]
+    assert waited == [0.0, 1.0, 3.0, 3.5], "the last is within one batch of what is allowed"
+    with pytest.raises(OverloadedError, match=r"waited for 3\.8 s"):
+        answers[4].result(30)
+    assert len(setup.observed.batches) == 4
+    setup.close()
+
+
 class Killed(BaseException):
     """Ends a thread, as a fault outside of our own code may."""
 
@@ -395,8 +516,7 @@ def test_a_thread_that_dies_answers_everybody_and_says_so(
         setup.backend,
         setup.plans,
         setup.observed,
-        max_batch_tokens=200,
-        max_queued_tokens=400,
+        **LIMITS,
         on_death=lambda: told.append([answer.done() for answer in answers]),
     )
     monkeypatch.setattr(setup.backend, "answer", die)
@@ -425,8 +545,7 @@ def test_an_engine_that_is_closed_is_not_called_dead(setup: Setup) -> None:
         setup.backend,
         setup.plans,
         setup.observed,
-        max_batch_tokens=200,
-        max_queued_tokens=400,
+        **LIMITS,
         on_death=lambda: told.append("dead"),
     )
     engine.submit(setup.tasks[0], setup.encode(TEXTS)).result(30)
@@ -460,9 +579,8 @@ def test_the_native_forward_answers_for_all_tasks_at_once(
     observed = Observed()
     backend = NativeBackend(setup.backbone.config, setup.backbone.tensors, "fp32", threads=1)
     plans = PlanCache[NativePlan](backend, 1 << 30, Heard())
-    engine = Engine(
-        backend, plans, observed, max_batch_tokens=max_batch_tokens, max_queued_tokens=9000
-    )
+    limits = {**LIMITS, "max_batch_tokens": max_batch_tokens, "max_queued_tokens": 9000}
+    engine = Engine(backend, plans, observed, **limits)
     overlay = setup.tasks[0].overlay
     assert overlay.head is not None
     head = LinearHead(overlay.head.weight * 3e38, overlay.head.bias)
