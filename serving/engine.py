@@ -162,7 +162,8 @@ class Engine(Generic[P]):
         their futures may get these later; `TooLargeError` where they could never fit;
         `EngineError` where the engine is closed or dead.
         """
-        assert questions, "nothing was asked"
+        if not questions:
+            return []
         assert weight > 0, "a key without weight would wait for ever"
         now = self._clock()
         request = Request(key, weight, now, deadline)

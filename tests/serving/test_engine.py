@@ -410,6 +410,7 @@ def test_several_tasks_asked_at_once_share_a_batch(setup: Setup) -> None:
             rtol=1e-5,
         )
     assert [counts for counts, _ in setup.observed.batches] == [{"one": 2, "two": 2, "three": 2}]
+    assert setup.engine.submit_all([]) == []
 
 
 def test_of_several_tasks_asked_at_once_all_or_none_is_queued(setup: Setup) -> None:
