@@ -36,7 +36,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.server import LENGTHS
+from benchmarks.server_works import LENGTHS
 from model_store.backbone import EncoderConfig
 from model_store.encoder import Encoder
 from model_store.gpu import Timer, gpu_ops, gpu_seconds, measure_ffn
