@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from benchmarks.server_works import as_input, groups, sentences
 from model_store import artifact
@@ -109,16 +110,14 @@ def throughput(
 def load(store: Store, backbone: Backbone, name: str) -> LoadedVersion:
     """A task's active version."""
     info, data = store.read(name)
-    return load_version(
-        backbone, artifact.read(data, backbone.config, backbone.fingerprint), info
-    )
+    return load_version(backbone, artifact.read(data, backbone.config, backbone.fingerprint), info)
 
 
 class Loop:
     """Requests in turn, a next one as soon as one is answered."""
 
     def __init__(
-        self, engine: "Engine[object]", requests: Sequence[tuple[Servable, list[Encoding]]]
+        self, engine: Engine[Any], requests: Sequence[tuple[Servable, list[Encoding]]]
     ) -> None:
         self._engine = engine
         self._requests = requests

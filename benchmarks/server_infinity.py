@@ -106,10 +106,7 @@ def write_classifier(folder: Path) -> None:
     """A checkpoint for Infinity: the demo backbone with a random head of two classes."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     torch.manual_seed(0)
     backbone = str(checkpoint_folder())
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)

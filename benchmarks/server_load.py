@@ -133,7 +133,10 @@ async def _python(
         )
         for number in range(connections)
     ]
-    await asyncio.gather(*workers)
+    try:
+        await asyncio.gather(*workers)
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from error
     cuts = statistics.quantiles(latencies, n=100)
     taken = time.perf_counter() - started
     return Load(len(latencies) / taken, 1000 * cuts[49], 1000 * cuts[98])
@@ -155,17 +158,19 @@ async def _connection(
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     index = start
-    while (begun := time.perf_counter()) < end:
-        writer.write(requests[index % len(requests)])
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(
-            int(line.split(b":")[1])
-            for line in head.lower().split(b"\r\n")
-            if line.startswith(b"content-length:")
-        )
-        body = await reader.readexactly(length)
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"a request failed: {head.splitlines()[0]!r} {body[:300]!r}")
-        latencies.append(time.perf_counter() - begun)
-        index += 1
-    writer.close()
+    try:
+        while (begun := time.perf_counter()) < end:
+            writer.write(requests[index % len(requests)])
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1])
+                for line in head.lower().split(b"\r\n")
+                if line.startswith(b"content-length:")
+            )
+            body = await reader.readexactly(length)
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"a request failed: {head.splitlines()[0]!r} {body[:300]!r}")
+            latencies.append(time.perf_counter() - begun)
+            index += 1
+    finally:
+        writer.close()

@@ -5,12 +5,11 @@ waits; its best setting counts. Both take turns.
 """
 
 import argparse
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
-
-import os
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,8 @@ from benchmarks.server_works import Shape, questions
 SHAPES = (Shape(1, 64), Shape(16, 16), Shape(32, 8), Shape(64, 4), Shape(128, 4))
 TARGET = 0.85
 IN_FLIGHT = (64, 256)
+Setting = tuple[int, int]
+"""Threads of the engine, and inputs in flight."""
 
 
 def compare(
@@ -34,7 +35,7 @@ def compare(
 ) -> dict[str, Any]:
     """The engine alone and every shape in turn, several rounds; shows the table."""
     threads = sorted({1, len(os.sched_getaffinity(0))})
-    engine: dict[tuple[int, int], list[float]] = {key: [] for key in product(threads, IN_FLIGHT)}
+    engine: dict[Setting, list[float]] = {key: [] for key in product(threads, IN_FLIGHT)}
     loads: dict[Shape, list[Load]] = {shape: [] for shape in shapes}
     common = ["--store", str(server.store), "--seconds", str(arguments.seconds)]
     common += ["--tasks", ",".join(server.takes_pairs)]
@@ -48,19 +49,25 @@ def compare(
             asked = questions(texts, server.takes_pairs, shape.inputs)
             with console.status(f"round {number + 1}: server, {shape} ..."):
                 found.append(measure(server.server, asked, shape.connections, arguments.seconds))
-    rates = {key: statistics.median(found) for key, found in engine.items()}
-    (count, in_flight), best = max(rates.items(), key=lambda item: item[1])
-    rows = {shape: median(found) for shape, found in loads.items()}
+    return report(
+        {key: statistics.median(rates) for key, rates in engine.items()},
+        {shape: median(found) for shape, found in loads.items()},
+    )
+
+
+def report(engine: Mapping[Setting, float], rows: Mapping[Shape, Load]) -> dict[str, Any]:
+    """The table for people, and its figures; `engine` in sentences per second."""
+    (count, in_flight), best = max(engine.items(), key=lambda item: item[1])
     title = f"Engine alone: {best:,.0f} sentences/s ({count} threads, {in_flight} in flight)"
     table = Table(title=title)
     for head in ("connections x inputs", "sentences/s", "of the engine", "p50 ms", "p99 ms"):
         table.add_column(head, justify="right")
-    report: dict[str, Any] = {}
+    server: dict[str, Any] = {}
     for shape, row in rows.items():
         rate = row.requests_per_s * shape.inputs
         figures = (f"{rate:,.0f}", f"{rate / best:.2f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}")
         table.add_row(str(shape), *figures)
-        report[str(shape)] = row.rounded() | {"share_of_engine": round(rate / best, 3)}
+        server[str(shape)] = row.rounded() | {"share_of_engine": round(rate / best, 3)}
     Console(width=100).print(table)
-    alone = {f"{key[0]} threads, {key[1]} in flight": rate for key, rate in rates.items()}
-    return {"engine_sentences_per_s": alone, "server": report, "target": TARGET}
+    alone = {f"{threads} threads, {many} in flight": x for (threads, many), x in engine.items()}
+    return {"engine_sentences_per_s": alone, "server": server, "target": TARGET}
