@@ -1,5 +1,5 @@
 """Has a task's shadow version answer what its active version has answered, and counts how often
-they agree. Nobody waits for it, and it never takes a place that a caller could have.
+they agree. Nobody waits for it, and when the engine is busy it gives way.
 """
 
 import asyncio
@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from model_store.errors import InputError
 from model_store.manifest import TextInput
 from serving.engine import Engine, EngineAnswer
-from serving.errors import ServingError
-from serving.loader import TRIAL_KEY
+from serving.errors import OverloadedError, ServingError
 from serving.metrics import Metrics
 from serving.tasks import LoadedVersion, TaskTable
 
 MOST_WAITING = 64
 """Comparisons under way; beyond them, requests are not compared and counted as `skipped`."""
+
+KEY = "taskbone-shadow"
+WEIGHT = 0.05
+"""All shadows share the queue and the turns as one caller of this weight would: where callers want
+all of the engine, a twentieth of one caller's share is left to them."""
 
 logger = logging.getLogger("taskbone.shadow")
 
@@ -60,9 +64,15 @@ class Shadow:
         try:
             other = await asyncio.wrap_future(
                 self._engine.submit(
-                    shadow.servable, shadow.texts.encode(inputs), key=TRIAL_KEY, observed=False
+                    shadow.servable,
+                    shadow.texts.encode(inputs),
+                    key=KEY,
+                    weight=WEIGHT,
+                    observed=False,
                 )
             )
+        except OverloadedError:
+            self._metrics.shadow(name, "skipped", len(inputs))
         except (ServingError, InputError) as error:
             self._metrics.shadow(name, "failed", len(inputs))
             logger.warning("task %s: the shadow gave no answer: %s", name, error)
