@@ -38,7 +38,8 @@ set -e
 # slow proxy, whose errors are not in our shape. Where no replica is left, the error page answers.
 # Without splicing, with which HAProxy overlooks a client that hangs up while it waits. Ray adds a
 # second x-request-id to answers: only the application's stays. Ray would let the replicas listen to
-# all that HAProxy listens to: so it is told loopback, and HAProxy alone the real address.
+# all that HAProxy listens to: so it is told loopback, and HAProxy alone the real address. Ray's own
+# routes, /-/healthz and /-/routes, would be answered without a key: there are none for clients.
 sed -i \\
   -e '/^frontend prometheus/,/^    no log/d' \\
   -e '/^listen stats/,$d' \\
@@ -50,6 +51,8 @@ sed -i \\
   -e 's#^ *bind 127.0.0.1:{port}$#    bind {address}:{port}#' \\
   -e '/^frontend http_frontend/a\\' \\
   -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}' \\
+  -e '/^frontend http_frontend/a\\' \\
+  -e '    {refuse_rays_own}' \\
   "$3"
 exec {death_signal}{binary} "$@"
 """
@@ -73,6 +76,10 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
     message = "no replica can answer now; try again in 1 s"
     body = json.dumps({"error": {"type": "not_ready", "message": message, "request_id": ""}})
     page.write_text(_ERROR_PAGE.format(length=len(body), body=body), newline="")
+    no_route = folder / "no-such-route.json"
+    message = "no such route; the routes are listed at /docs and /openapi.json"
+    error = {"type": "no_such_route", "message": message, "request_id": ""}
+    no_route.write_text(json.dumps({"error": error}))
     launcher = folder / "haproxy"
     # When Ray's process dies without a word, HAProxy must not stay behind with the port.
     death_signal = "setpriv --pdeathsig KILL -- " if shutil.which("setpriv") else ""
@@ -85,6 +92,8 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
             death_signal=death_signal,
             binary=binary,
             more_than_one="{ res.fhdr_cnt(x-request-id) gt 1 }",
+            refuse_rays_own="http-request return status 404 content-type application/json "
+            f"file {no_route} if {{ path,url_dec -m beg /-/ }}",
         )
     )
     launcher.chmod(stat.S_IRWXU)
