@@ -91,6 +91,7 @@ def throughput(
         metrics,
         max_batch_tokens=config.max_batch_tokens or efficient_tokens(backend, backbone),
         max_queued_tokens=config.max_queued_tokens,
+        max_queue_s=60.0,
     )
     versions = {name: load(store, backbone, name) for name in tasks or store.task_names()}
     requests = []
