@@ -5,6 +5,7 @@ step is made so that no crash and no other writer can spoil it, is the storage's
 Knows no torch, and nothing of an artifact but its bytes, digest and task name.
 """
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,11 +18,14 @@ from model_store.durable import sha256
 from model_store.errors import NotFoundError, StoreError
 from model_store.folder import FolderStorage
 from model_store.manifest import VerifiedArtifact
+from model_store.objects import ObjectStorage
 from model_store.registry import BackboneRecord, Registry, VersionRecord
 from model_store.storage import Files, Storage, Token
 
 __all__ = ["BackboneInfo", "Store", "Token", "VersionInfo", "open_store"]
 
+CACHE_VARIABLE = "TASKBONE_CACHE"
+DEFAULT_CACHE = "~/.cache/taskbone"
 _DOCUMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REMEDY = "; publish the same file again to put it back, or delete this version"
 
@@ -181,9 +185,14 @@ class Store:
 
         Raises `NotFoundError` that lists the backbones.
         """
-        registry = self.registry()
-        fingerprint = registry.fingerprint_of(name_or_fingerprint_prefix)
-        return self._storage.backbone_folder(fingerprint, registry.backbones[fingerprint])
+        while True:
+            token, registry = self._storage.load()
+            fingerprint = registry.fingerprint_of(name_or_fingerprint_prefix)
+            try:
+                return self._storage.backbone_folder(fingerprint, registry.backbones[fingerprint])
+            except StoreError:
+                if self.state_token() == token:
+                    raise  # else it was replaced between our two reads: look again
 
     def audit(self, limit: int) -> list[AuditEntry]:
         """The last `limit` entries of the audit log, the newest last."""
@@ -327,9 +336,17 @@ class Store:
         return self._storage.change(lambda before, _: change(before))
 
 
-def open_store(location: str | Path) -> Store:
-    """The store in a folder."""
-    return Store(Path(location).expanduser())
+def open_store(location: str | Path, cache: Path | None = None) -> Store:
+    """The store in a folder, or below a URL of an object store, as in `s3://bucket/prefix`.
+
+    `cache` is this machine's folder for the backbones of object stores; None: what the environment
+    variable `TASKBONE_CACHE` names, or `~/.cache/taskbone`.
+    """
+    text = str(location)
+    if isinstance(location, Path) or "://" not in text or text.startswith("file://"):
+        return Store(Path(text.removeprefix("file://")).expanduser())
+    folder = cache or Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+    return Store(ObjectStorage(text, folder.expanduser()))
 
 
 def _checked(name: str) -> str:

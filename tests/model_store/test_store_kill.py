@@ -42,9 +42,8 @@ class Killed:
         return [Store(place / "copies" / store.root.name) for store in self.stores]
 
 
-def prepare(root: Path) -> None:
-    """A store with a backbone, a task of four versions, a document and an audit log."""
-    store = Store(root)
+def prepare_store(store: Store) -> None:
+    """Have a backbone, a task of four versions, a document and an audit log in a store."""
     for data in (b"first", b"second", b"third", b"fourth"):
         store.publish(example_artifact(data=data))
     store.activate("mood", 2)
@@ -62,7 +61,7 @@ def prepare(root: Path) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Killed]:
     """Every change by name."""
     place = tmp_path_factory.mktemp("killed")
-    prepare(place / "prepared")
+    prepare_store(Store(place / "prepared"))
     module = "tests.model_store.kill_at_every_step"
     command = [sys.executable, "-m", module, str(place / "prepared"), str(place)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
