@@ -33,7 +33,7 @@ from benchmarks.engine_works import (
     sentence_sets,
     sentences_of,
 )
-from model_store.native import Precision
+from model_store.native_weights import Precision
 
 ALONE = ("tasks16", "zipf", "sst2", "memory")
 """Parts without peers."""

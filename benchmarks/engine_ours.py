@@ -12,7 +12,7 @@ from torch import Tensor
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
 from model_store.backend import choose
-from model_store.native import Precision
+from model_store.native_weights import Precision
 from model_store.packing import Item
 from model_store.tokenization import Encoding
 from serving.plans import PlanCache

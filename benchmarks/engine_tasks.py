@@ -16,7 +16,7 @@ from benchmarks.engine_timing import interleaved
 from benchmarks.engine_works import WORKS, Sentences, batches, sentences_of
 from model_store import artifact
 from model_store.artifact import Overlay
-from model_store.native import Precision
+from model_store.native_weights import Precision
 
 KEEP = 0.5
 TASKS = 16

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from model_store.native import Precision
+from model_store.native_weights import Precision
 from model_store.tokenization import Encoding
 
 MEAN_TOKENS = 32

@@ -24,7 +24,8 @@ from model_store import artifact
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
 from model_store.backend import answer_all
-from model_store.native import NativeBackend, Precision, builds
+from model_store.native import NativeBackend, builds
+from model_store.native_weights import Precision
 from model_store.store import Store
 from model_store.tokenization import Encoding
 

@@ -16,11 +16,13 @@ from model_store.artifact import Overlay
 from model_store.backbone import EncoderConfig
 from model_store.encoder import Encoder
 from model_store.gpu import gpu_ops, gpu_seconds, measure_ffn, warm_up
-from model_store.native import NativeBackend, Precision, builds
+from model_store.native import NativeBackend, builds
+from model_store.native_weights import Precision
 from model_store.ops import fast_bf16
 from model_store.ops_onednn import fastest_ops
 from model_store.packing import Item, pack
 from model_store.plan import Plan, own_bytes
+from model_store.shared_weights import SharedWeights
 from model_store.tokenization import Encoding
 
 AT_ONCE = 64
@@ -165,10 +167,12 @@ def choose(
     device: str,
     precision: Precision | None,
     threads: int,
+    shared: SharedWeights | None = None,
 ) -> "Backend[Any]":
     """The fastest backend on `device` (`cpu` or `cuda`); `precision` None: the fastest exact one.
 
-    Raises `ValueError` where nothing here computes in the precision asked for.
+    `shared`: where the native forward's weights are in memory once for several processes. Raises
+    `ValueError` where nothing here computes in the precision asked for.
     """
     if device == "cpu":
         native = builds()
@@ -176,7 +180,8 @@ def choose(
         wanted: Precision = precision or ("bf16" if wide else "fp32")
         usable = native if wanted == "fp32" else wide
         if usable and wanted != "fp16" and NativeBackend.supports(config):
-            return NativeBackend(config, tensors, wanted, threads, usable[0])
+            packed = None if shared is None else shared.packed(config, wanted)
+            return NativeBackend(config, tensors, wanted, threads, usable[0], packed)
     if precision == "int8":
         raise ValueError(
             "int8 needs the native forward on a processor with AVX-512 VNNI and BF16: choose bf16 "

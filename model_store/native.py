@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import mmap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p, cast
 from dataclasses import dataclass, field
@@ -29,12 +29,22 @@ from torch import Tensor
 from model_store.artifact import Overlay
 from model_store.backbone import EncoderConfig
 from model_store.manifest import VerbalizerHead
+from model_store.native_weights import (
+    COLUMNS,
+    LANES,
+    Named,
+    Precision,
+    Widths,
+    low_precision,
+    multiple,
+    panels,
+    weights,
+    wide,
+)
 from model_store.ops import activate
 from model_store.packing import Item
 from model_store.plan import Changes
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
-"""Number formats of all backends; the native forward has no fp16."""
 Build = Literal["amx", "avx512", "avx2"]
 
 NEEDS: dict[Build, tuple[str, ...]] = {
@@ -44,9 +54,6 @@ NEEDS: dict[Build, tuple[str, ...]] = {
 }
 """What a build needs of the processor, best build first."""
 
-COLUMNS = 64
-"""Outputs that are computed together; widths in memory are multiples of it."""
-LANES = 16
 HUGE_PAGE = 1 << 21
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
@@ -249,8 +256,11 @@ class NativeBackend:
         precision: Precision,
         threads: int,
         build: Build | None = None,
+        packed: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Tensors as in `EncoderConfig.shapes`. Raises `OSError` where there is no usable build."""
+        """Tensors as in `EncoderConfig.shapes`; `packed`: what `weights` makes of them, if it is
+        there already. Raises `OSError` where there is no usable build.
+        """
         if build is None:
             build = next(iter(builds()), None)
             if build is None:
@@ -266,17 +276,14 @@ class NativeBackend:
         self.build = build
         self._library = load(build)
         self._keep: list[Any] = []
-        self._low = torch.float32 if precision == "fp32" else torch.bfloat16
-        self._width = config.hidden // config.heads  # d
-        self._padded = _up(self._width, 32)  # dp
-        self._attention = _up(config.heads * self._padded, COLUMNS)  # AD
-        self._hidden = _up(config.hidden, COLUMNS)  # Hp
+        self._low = low_precision(precision)
+        self._widths = Widths.of(config)
+        self._hidden = self._widths.hidden
         self._mlm = {name: x.float() for name, x in tensors.items() if name.startswith("mlm.")}
         if config.has_mlm:
             self._decoder = tensors.get("mlm.decoder.weight", tensors["embeddings.word"])
-        self._out: list[tuple[Tensor, ...]] = []
-        self._b_out: list[Tensor] = []
-        self._model = self._build_model(tensors)
+        self._weights = packed or private(weights(config, tensors, precision))
+        self._model = self._build_model()
         self._shared: WeakValueDictionary[tuple[int, bytes], PackedFfn] = WeakValueDictionary()
         self._runner = c_void_p(self._library.taskbone_runner(threads))
         self._helper = c_void_p(self._library.taskbone_runner(1))
@@ -399,7 +406,9 @@ class NativeBackend:
         )
         if overlay.prompt is not None:
             task.prompt = len(overlay.prompt)
-            task.prompt_vectors = pointer(_wide(overlay.prompt.float(), _up(config.embedding, 64)))
+            task.prompt_vectors = pointer(
+                wide(overlay.prompt.float(), multiple(config.embedding, 64))
+            )
         verbalizer = None
         if isinstance(overlay.manifest.head, VerbalizerHead):
             rows = torch.tensor(overlay.manifest.head.token_ids)
@@ -407,7 +416,7 @@ class NativeBackend:
         else:
             assert overlay.head is not None, "a linear head has tensors"
             task.classes = len(overlay.head.bias)
-            task.head_weight = pointer(_wide(overlay.head.weight.float(), self._hidden))
+            task.head_weight = pointer(wide(overlay.head.weight.float(), self._hidden))
             task.head_bias = pointer(overlay.head.bias.float().contiguous())
         keep.append(layers)
         own += ctypes.sizeof(layers) + ctypes.sizeof(task)
@@ -436,7 +445,7 @@ class NativeBackend:
         task.layers = layers
         if plan.prompt_tokens:
             hidden = torch.empty(plan.prompt_tokens, self._hidden)
-            qkv = torch.empty(plan.prompt_tokens, 3 * self._attention, dtype=self._low)
+            qkv = torch.empty(plan.prompt_tokens, 3 * self._widths.attention, dtype=self._low)
             self._library.taskbone_prompt(
                 byref(self._model), self._helper, byref(task), hidden.data_ptr(), qkv.data_ptr()
             )
@@ -447,7 +456,7 @@ class NativeBackend:
 
     def _pack_ffn(self, layer: int, neurons: Tensor) -> PackedFfn:
         """Gather and pack layer `layer`'s `neurons [K]` (uint16)."""
-        kept, hidden = _up(len(neurons), COLUMNS), self._hidden
+        kept, hidden = multiple(len(neurons), COLUMNS), self._hidden
         size = 1 if self._model.layer[layer].bytes else self._low.itemsize
         packed = PackedFfn(
             _empty(kept * hidden * size),
@@ -480,18 +489,21 @@ class NativeBackend:
         if heads is not None and len(heads) < config.heads:
             layer.heads = len(heads)
             layer.head_list = pointer(heads.to(torch.int32).contiguous())
-            if self._out[number]:
-                layer.out_sums = pointer(self._sums_of_heads(number, heads))
+            by_head = self._weights.get(f"{number}.out.sums_of_heads")  # [A, Hp]
+            if by_head is not None:
+                layer.out_sums = pointer(by_head[heads.long()].sum(0, dtype=torch.int32))
         scale, shift = changes.get(f"ffn.{number}.scale"), changes.get(f"ffn.{number}.bias")
         if scale is not None:
-            layer.scales = pointer(_wide(scale.float(), _up(len(neurons), COLUMNS)))
+            layer.scales = pointer(wide(scale.float(), multiple(len(neurons), COLUMNS)))
         if shift is not None:
-            layer.b_out = pointer(self._b_out[number] + _wide(shift.float(), self._hidden))
+            layer.b_out = pointer(
+                self._weights[f"{number}.b_out"] + wide(shift.float(), self._hidden)
+            )
         for name in ("attention", "ffn"):
             weight = changes.get(f"norm.{number}.{name}.weight")
             bias = changes.get(f"norm.{number}.{name}.bias")
             if weight is not None and bias is not None:
-                parts = (pointer(_wide(part.float(), self._hidden)) for part in (weight, bias))
+                parts = (pointer(wide(part.float(), self._hidden)) for part in (weight, bias))
                 setattr(layer, f"{name}_norm", _Norm(*parts))
         for part in ("q", "k", "v", "o", "ffn_in", "ffn_out"):
             down = changes.get(f"delta.{number}.{part}.down")
@@ -500,31 +512,27 @@ class NativeBackend:
                 continue
             rank, down, up = len(down), down.float(), up.float()
             if part in "qkv":
-                up = self._spread(up)
+                up = self._widths.spread(up)
             elif part == "o":
-                down = self._spread(down.t()).t()
+                down = self._widths.spread(down.t()).t()
             elif part == "ffn_out":
-                down = _wide(down, _up(len(neurons), COLUMNS))
+                down = wide(down, multiple(len(neurons), COLUMNS))
             if part in ("q", "k", "v", "ffn_in"):
-                down = _wide(down, self._hidden)
+                down = wide(down, self._hidden)
             delta = _Delta(
                 rank,
-                pointer(_panels(down, self._low, LANES)),
-                pointer(_panels(up, self._low, COLUMNS)),
+                pointer(panels(down, self._low, LANES)),
+                pointer(panels(up, self._low, COLUMNS)),
             )
             setattr(layer, part, delta)
 
-    def _sums_of_heads(self, number: int, heads: Tensor) -> Tensor:
-        (by_head,) = self._out[number]  # [A, Hp]
-        return by_head[heads.long()].sum(0, dtype=torch.int32)
-
     # -- The backbone -----------------------------------------------------------------------------
 
-    def _build_model(self, tensors: Mapping[str, Tensor]) -> _Model:
-        config, width = self.config, _up(self.config.embedding, COLUMNS)
+    def _build_model(self) -> _Model:
+        config = self.config
         layers = (_LayerWeights * config.layers)()
         for number, layer in enumerate(layers):
-            self._build_layer(layer, f"layers.{number}", tensors)
+            self._build_layer(layer, f"{number}.")
         self._keep.append(layers)
         model = _Model(
             precision=_PRECISIONS.index(self.precision),
@@ -536,88 +544,38 @@ class NativeBackend:
             activation=_ACTIVATIONS[config.activation],
             position_offset=config.position_offset,
             eps=config.norm_eps,
-            words=self._pointer(_wide(tensors["embeddings.word"], width).to(self._low)),
-            positions=self._pointer(_wide(tensors["embeddings.position"].float(), width)),
-            embedding_norm=self._norm("embeddings.norm", tensors, width),
             layer=cast(layers, POINTER(_LayerWeights)),
         )
-        if config.token_types:
-            types = _wide(tensors["embeddings.token_type"].float(), width)
-            model.types = self._pointer(types)
-        if config.embedding != config.hidden:
-            weight = _wide(tensors["embeddings.projection.weight"].float(), width)
-            bias = _wide(tensors["embeddings.projection.bias"].float(), self._hidden)
-            model.projection = _Linear(
-                self._pointer(_panels(weight, self._low, COLUMNS)), self._pointer(bias)
-            )
+        self._point(model, "", "words positions types")
+        self._point(model.embedding_norm, "embedding_norm.", "weight bias")
+        self._point(model.projection, "projection.", "panels bias")
         return model
 
-    def _build_layer(self, layer: _LayerWeights, name: str, tensors: Mapping[str, Tensor]) -> None:
-        config, hidden = self.config, self._hidden
+    def _build_layer(self, layer: _LayerWeights, prefix: str) -> None:
         layer.bytes = self.precision == "int8"
-        weight, bias = (
-            tensors[f"{name}.qkv.{part}"].float().view(3, config.hidden, -1)
-            for part in ("weight", "bias")
-        )
-        weight = torch.stack([_tall(self._spread(part), self._attention) for part in weight])
-        bias = torch.stack([_tall(self._spread(part), self._attention) for part in bias])
-        layer.qkv = self._linear(_wide(weight.flatten(0, 1), hidden), bias.flatten())
-        weight = self._spread(tensors[f"{name}.attention_out.weight"].float().t()).t()
-        bias = _wide(tensors[f"{name}.attention_out.bias"].float(), hidden)
-        weight = _tall(_wide(weight, self._attention), hidden)
-        layer.out = self._linear(weight, bias)
-        self._out.append(())
-        if layer.bytes:
-            quantised, _ = _quantised(weight)
-            by_head = quantised[:, : config.heads * self._padded].view(hidden, config.heads, -1)
-            self._out[-1] = (by_head.sum(2, dtype=torch.int32).t().contiguous(),)
-        w_in = _wide(tensors[f"{name}.ffn_in.weight"].float(), hidden)
-        w_out = _wide(tensors[f"{name}.ffn_out.weight"].float(), hidden)
-        layer.b_in = self._pointer(tensors[f"{name}.ffn_in.bias"].float().contiguous())
-        self._b_out.append(_wide(tensors[f"{name}.ffn_out.bias"].float(), hidden))
-        layer.b_out = self._pointer(self._b_out[-1])
-        if layer.bytes:
-            w_in, scales = _quantised(w_in)
-            layer.in_scales = self._pointer(scales)
-            layer.in_sums = self._pointer(w_in.sum(1, dtype=torch.int32))
-            columns, scales = _quantised(w_out.t())
-            w_out = columns.t()
-            layer.out_scales = self._pointer(scales)
-        else:
-            w_in, w_out = w_in.to(self._low), w_out.to(self._low)
-        layer.w_in = self._pointer(w_in.contiguous())
-        # 64 outputs of all neurons stand together, so that gathering reads whole cache lines.
-        layer.w_out = self._pointer(w_out.view(-1, hidden // 64, 64).transpose(0, 1).contiguous())
-        layer.attention_norm = self._norm(f"{name}.attention_norm", tensors, hidden)
-        layer.ffn_norm = self._norm(f"{name}.ffn_norm", tensors, hidden)
+        for name in ("qkv", "out"):
+            self._point(getattr(layer, name), f"{prefix}{name}.", "panels bias scales sums")
+        self._point(layer, prefix, "w_in b_in in_scales in_sums w_out b_out out_scales")
+        for name in ("attention_norm", "ffn_norm"):
+            self._point(getattr(layer, name), f"{prefix}{name}.", "weight bias")
 
-    def _linear(self, weight: Tensor, bias: Tensor) -> _Linear:
-        """`weight [O, I]` and `bias [O]`, both widths filled up already."""
-        if self.precision != "int8":
-            panels = _panels(weight, self._low, COLUMNS)
-            return _Linear(self._pointer(panels), self._pointer(bias.contiguous()))
-        quantised, scales = _quantised(weight)
-        return _Linear(
-            self._pointer(_panels(quantised, torch.int8, COLUMNS)),
-            self._pointer(bias.contiguous()),
-            self._pointer(scales),
-            self._pointer(quantised.sum(1, dtype=torch.int32)),
-        )
+    def _point(self, structure: Structure, prefix: str, names: str) -> None:
+        """Set the fields to where the weights of these names are; some precisions lack some."""
+        for name in names.split():
+            tensor = self._weights.get(prefix + name)
+            setattr(structure, name, None if tensor is None else tensor.data_ptr())
 
-    def _norm(self, name: str, tensors: Mapping[str, Tensor], width: int) -> _Norm:
-        parts = (tensors[f"{name}.{part}"].float() for part in ("weight", "bias"))
-        return _Norm(*(self._pointer(_wide(part, width)) for part in parts))
 
-    def _spread(self, rows: Tensor) -> Tensor:
-        """Rows `[a d, ...]` of heads with each head's width filled up: `[a dp, ...]`."""
-        heads = rows.reshape(len(rows) // self._width, self._width, *rows.shape[1:])
-        return _tall(heads.transpose(0, 1), self._padded).transpose(0, 1).flatten(0, 1)
-
-    def _pointer(self, tensor: Tensor) -> int:
+def private(named: Iterable[Named]) -> dict[str, Tensor]:
+    """Weights for this process alone, the large ones in huge pages."""
+    kept = {}
+    for name, tensor in named:
         if tensor.nbytes >= HUGE_PAGE:
-            tensor = _empty(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        self._keep.append(tensor)
-        return tensor.data_ptr()
+            place = _empty(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+            kept[name] = place.copy_(tensor)
+        else:
+            kept[name] = tensor
+    return kept
 
 
 def _empty(size: int) -> Tensor:
@@ -628,36 +586,3 @@ def _empty(size: int) -> Tensor:
     with suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8, count=size)
-
-
-def _up(count: int, step: int) -> int:
-    return -(-count // step) * step
-
-
-def _wide(x: Tensor, width: int) -> Tensor:
-    """`x [..., n]` filled up with zeros to `[..., width]`, contiguous."""
-    return F.pad(x, (0, width - x.shape[-1])).contiguous()
-
-
-def _tall(x: Tensor, height: int) -> Tensor:
-    """`x [n, ...]` filled up with zeros to `[height, ...]`."""
-    more = x.new_zeros(height - len(x), *x.shape[1:])
-    return torch.cat([x, more]) if len(more) else x
-
-
-def _panels(weight: Tensor, dtype: torch.dtype, outputs: int) -> Tensor:
-    """`weight [O, I]` in panels: `[O / 16, units, 16, elements of a unit]`; see `native/product.h`.
-
-    O is filled up to a multiple of `outputs`, I to whole units.
-    """
-    per_unit = 4 // dtype.itemsize
-    weight = _wide(_tall(weight, _up(len(weight), outputs)), _up(weight.shape[1], per_unit))
-    shape = len(weight) // LANES, LANES, weight.shape[1] // per_unit, per_unit
-    units = weight.to(dtype).view(shape)
-    return units.transpose(1, 2).contiguous()
-
-
-def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`weight [O, I]` as int8 with a factor for each output `[O]`."""
-    scales = weight.abs().amax(1).clamp_min(1e-30) / 127
-    return (weight / scales[:, None]).round().to(torch.int8), scales

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from serving.board import Board
     from serving.metrics import Metrics
 
-OpenService = Callable[[ServeConfig, "Metrics", "Board", str], "Service"]
-"""Makes a replica's service: settings, metrics, the board of all replicas, this replica's name."""
+OpenService = Callable[[ServeConfig, "Metrics", "Board", str, Path | None], "Service"]
+"""Makes a replica's service: settings, metrics, the board of all replicas, this replica's name, and
+the folder in which those of one machine share the backbone's memory; None for one alone."""
 
 NAME = "taskbone"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -50,12 +51,16 @@ DOWNSCALE_S = 300.0
 
 
 def open_service(
-    config: ServeConfig, metrics: "Metrics", board: "Board", replica_id: str
+    config: ServeConfig,
+    metrics: "Metrics",
+    board: "Board",
+    replica_id: str,
+    weights_folder: Path | None,
 ) -> "Service":
     """The real service. Imports torch, so only replicas call it."""
     from serving.service import Service
 
-    return Service.open(config, metrics, board, replica_id, on_death=end_process)
+    return Service.open(config, metrics, board, replica_id, end_process, weights_folder)
 
 
 def end_process() -> None:
@@ -85,7 +90,9 @@ class Replica:
         )
         metrics = Metrics()
         board = RayBoard(connect(NAME))
-        self._service = open_service(config, metrics, board, replica_id())
+        # One process alone has its weights in huge pages, which a shared file has not everywhere.
+        weights_folder = log.parent / "weights" if config.most_replicas > 1 else None
+        self._service = open_service(config, metrics, board, replica_id(), weights_folder)
         self._keys = KeyRing(Store(config.store), keys).watch()
         self._app = build_app(self._service, metrics, config, self._keys)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from model_store.backbone import Backbone, load_backbone
 from model_store.backend import Backend, choose
 from model_store.errors import InputError
 from model_store.manifest import BackboneReference, TextInput
+from model_store.shared_weights import SharedWeights
 from model_store.store import Store, VersionInfo
 from model_store.tokenization import Encoding
 from serving.board import Board
@@ -65,12 +67,13 @@ class Service:
         board: Board,
         replica_id: str,
         on_death: Callable[[], None] = lambda: None,
+        shared: SharedWeights | None = None,
     ) -> None:
         self._config = config
         self._store = store
         self.backbone = BackboneReference(name=backbone.name, fingerprint=backbone.fingerprint)
         self._metrics = metrics
-        self._backend = open_backend(config, backbone)
+        self._backend = open_backend(config, backbone, shared)
         self._plans = PlanCache(self._backend, config.plan_cache_bytes, metrics)
         self._engine = Engine(
             self._backend,
@@ -97,16 +100,24 @@ class Service:
         board: Board,
         replica_id: str = "replica",
         on_death: Callable[[], None] = lambda: None,
+        weights_folder: Path | None = None,
     ) -> "Service":
         """Load the backbone and every active task, start the engine, and warm up.
 
-        `on_death` is called when the engine's thread has ended by anything but `close`.
+        `on_death` is called when the engine's thread has ended by anything but `close`. In
+        `weights_folder` the replicas of this machine share the backbone as the forward reads it.
         Raises `ConfigError` or a `ModelStoreError` where the store does not fit the settings.
         """
         store = Store(config.store)
         info = store.backbone(config.backbone)
-        backbone = load_backbone(store.backbone_path(info.fingerprint), info.name)
-        service = cls(config, store, backbone, metrics, board, replica_id, on_death)
+        path = store.backbone_path(info.fingerprint)
+        backbone = load_backbone(path, info.name)
+        shared = None
+        if weights_folder is not None:
+            shared = SharedWeights(
+                weights_folder, info.fingerprint, lambda: load_backbone(path).tensors
+            )
+        service = cls(config, store, backbone, metrics, board, replica_id, on_death, shared)
         service._reconciler.start()
         return service
 
@@ -285,7 +296,9 @@ class Service:
             self._long_texts_waiting -= 1
 
 
-def open_backend(config: ServeConfig, backbone: Backbone) -> "Backend[Any]":
+def open_backend(
+    config: ServeConfig, backbone: Backbone, shared: SharedWeights | None = None
+) -> "Backend[Any]":
     """The fastest backend for the device and precision asked for."""
     device = config.device
     if device == "auto":
@@ -300,6 +313,7 @@ def open_backend(config: ServeConfig, backbone: Backbone) -> "Backend[Any]":
             device=device,
             precision=precision,
             threads=config.threads,
+            shared=shared,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

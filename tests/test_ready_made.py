@@ -16,7 +16,8 @@ from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.encoder import Encoder
 from model_store.manifest import Manifest, read_header
-from model_store.native import NativeBackend, Precision, builds
+from model_store.native import NativeBackend, builds
+from model_store.native_weights import Precision
 from model_store.ops import TorchOps
 from model_store.ops_onednn import OneDnnOps
 from model_store.packing import Item, Layout, pack

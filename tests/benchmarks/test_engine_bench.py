@@ -44,7 +44,8 @@ from benchmarks.engine_works import (
 )
 from model_store.artifact import probabilities
 from model_store.encoder import Encoder
-from model_store.native import Precision, builds
+from model_store.native import builds
+from model_store.native_weights import Precision
 from model_store.ops import TorchOps
 from model_store.tokenization import Encoding
 from tests.reference import small_checkpoint

@@ -28,7 +28,8 @@ from model_store.backbone import Backbone, EncoderConfig
 from model_store.backend import TorchBackend
 from model_store.manifest import LinearHead as LinearHeadRecord
 from model_store.manifest import Manifest, Prompt, VerbalizerHead
-from model_store.native import Build, NativeBackend, NativePlan, Precision, builds, load
+from model_store.native import Build, NativeBackend, NativePlan, builds, load
+from model_store.native_weights import Precision
 from model_store.packing import Item, Read
 from model_store.plan import LinearHead
 from model_store.tokenization import Encoding

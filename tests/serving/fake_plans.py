@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from model_store.artifact import Overlay
-from model_store.native import Precision
+from model_store.native_weights import Precision
 from model_store.packing import Item
 
 Parts = Mapping[Hashable, int]

@@ -23,7 +23,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def open_broken_service(
-    config: ServeConfig, metrics: Metrics, board: Board, replica_id: str
+    config: ServeConfig,
+    metrics: Metrics,
+    board: Board,
+    replica_id: str,
+    weights_folder: Path | None,
 ) -> FakeService:
     """What a replica does whose store is damaged."""
     raise ConfigError("the store holds no backbone")

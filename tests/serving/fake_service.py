@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from model_store.audit import AuditEntry
 from model_store.errors import ConflictError, NotFoundError
@@ -341,7 +342,11 @@ class FakeService:
 
 
 def open_fake_service(
-    config: ServeConfig, metrics: Metrics, board: Board | None = None, replica_id: str = "alone"
+    config: ServeConfig,
+    metrics: Metrics,
+    board: Board | None = None,
+    replica_id: str = "alone",
+    weights_folder: Path | None = None,
 ) -> FakeService:
     """What a replica opens instead of the real service."""
     service = FakeService(metrics, board, replica_id, config.max_inputs)
