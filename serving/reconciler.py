@@ -19,9 +19,6 @@ from serving.metrics import Metrics
 from serving.tasks import LoadedVersion, ServedTask, TaskTable
 from serving.types import Operation
 
-POLL_S = 0.5
-"""How often the store is looked at where nobody has said that it changed."""
-
 READ_AGAIN_S = 1.0
 """How long after a version could not be read it is tried again."""
 
@@ -91,10 +88,11 @@ class Reconciler:
 
     def _wait(self, count: int) -> None:
         try:
-            self._board.changed(count, POLL_S)
+            # The store itself is looked at that often where nobody has said that it changed.
+            self._board.changed(count, self._store.poll_s)
         except Exception:
             logger.exception("the board does not answer")
-            self._closing.wait(POLL_S)
+            self._closing.wait(self._store.poll_s)
 
     def _round(self, operations: list[Operation]) -> ReplicaStatus:
         """Make everything as the store and the operations want it; gives how far this went."""
