@@ -24,7 +24,7 @@ CLIENT_GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TASKS_PREFIX = "/v1/tasks/"
 _COUNTED_PREFIX = "/v1/"
-_REJECTIONS = (401, 403, 413, 503)
+_REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
 _log = logging.getLogger(__name__)
 
 

@@ -226,6 +226,9 @@ class Service:
             raise TooLargeError(
                 f"inputs: {len(inputs)} given, one request may have {self._config.max_inputs}"
             )
+        # Before the work of tokenizing, which would be for nothing.
+        if refusal := self._engine.saturated(ask.caller.name, ask.caller.weight):
+            raise refusal
         if ask.version is not None:
             await self._load_other(task, ask.version)
 

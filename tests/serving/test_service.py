@@ -30,6 +30,7 @@ from serving.config import ServeConfig
 from serving.errors import (
     ForbiddenError,
     InvalidInputError,
+    OverloadedError,
     TooLargeError,
     UnknownTaskError,
 )
@@ -338,3 +339,16 @@ def test_a_key_for_one_task_asks_no_other(service: Service) -> None:
         asyncio.run(service.predict("mood", TEXTS, Ask(caller=caller)))
     with pytest.raises(ForbiddenError):
         asyncio.run(service.predict_many(["same", "mood"], TEXTS, Ask(caller=caller)))
+
+
+def test_a_full_queue_refuses_before_any_work(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        service._engine, "saturated", lambda key, weight: OverloadedError(f"no room for {key}")
+    )
+    monkeypatch.setattr(service, "_encode", None)
+    with pytest.raises(OverloadedError, match="no room for team"):
+        asyncio.run(service.predict("mood", TEXTS, Ask(caller=Caller("team"))))
+    with pytest.raises(OverloadedError, match="no room for team"):
+        asyncio.run(service.predict_many(["mood"], TEXTS, Ask(caller=Caller("team"))))
