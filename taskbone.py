@@ -13,7 +13,7 @@ from localization.errors import LocalizationError
 from model_store.commands import json_option, store_commands, store_option
 from model_store.errors import ModelStoreError
 from model_store.manifest import TextInput
-from model_store.store import Store
+from model_store.store import CACHE_VARIABLE, Store
 from model_store.tables import shortened, show_json, show_table, working
 from serving.commands import key_commands
 from serving.config import ServeConfig
@@ -76,6 +76,7 @@ def cli() -> None:
 # --- serve ----------------------------------------------------------------------------------------
 
 SERVE_HELP = {
+    "cache": "This machine's folder for the backbones of an object store.",
     "backbone": "Name or start of the fingerprint of the backbone; needed where there are several.",
     "host": "Address to listen on; 0.0.0.0 for all of this machine's.",
     "port": "Port to listen on.",
@@ -111,6 +112,8 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
             type=str if setting.default is None else kind,
             default=setting.default,
             show_default=setting.default is not None,
+            envvar=CACHE_VARIABLE if name == "cache" else None,
+            show_envvar=name == "cache",
             help=SERVE_HELP.get(name),
         )
         command = add(command)
@@ -132,7 +135,7 @@ def serve(store: Store, **settings: Any) -> None:
     Example:
         taskbone serve --port 8080 --max-batch-tokens 8192
     """
-    config = ServeConfig.of(store=store.root, **settings)
+    config = ServeConfig.of(store=store.location, **settings)
     # What would stop every replica is said before the seconds that starting Ray takes.
     store.backbone(config.backbone)
     from serving.deployment import run
@@ -344,7 +347,7 @@ def predict(
     inputs = read_inputs(text, text2)
     # The store's token is for the server on this machine, and shown to no other.
     if token is None and client.is_local(url):
-        token = local_key.local_token(store.root)
+        token = local_key.local_token(store.folder)
     answer = client.predict(url, task, inputs, token)
     if as_json:
         show_json(answer)

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.server_works import as_input, groups, sentences
 from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
-from model_store.store import Store
+from model_store.store import Store, open_store
 from model_store.tokenization import Encoding
 from serving.calibration import efficient_tokens
 from serving.config import ServeConfig
@@ -80,7 +80,7 @@ def throughput(
     seconds: float,
 ) -> float:
     """Sentences per second of an engine set up as `serving.service.Service` does it."""
-    store, metrics = Store(config.store), Metrics()
+    store, metrics = open_store(config.store), Metrics()
     info = store.backbone(config.backbone)
     backbone = load_backbone(store.backbone_path(info.fingerprint), info.name)
     backend = open_backend(config, backbone)

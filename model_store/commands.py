@@ -29,12 +29,12 @@ def _as_store(context: click.Context, parameter: click.Parameter, value: str) ->
 store_option = click.option(
     "--store",
     callback=_as_store,
-    metavar="FOLDER",
+    metavar="FOLDER|URL",
     envvar="TASKBONE_STORE",
     default="~/.taskbone",
     show_default=True,
     show_envvar=True,
-    help="The store's folder.",
+    help="The store's folder, or a URL such as s3://bucket/prefix.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 

@@ -22,7 +22,7 @@ from model_store.objects import ObjectStorage
 from model_store.registry import BackboneRecord, Registry, VersionRecord
 from model_store.storage import Files, Storage, Token
 
-__all__ = ["BackboneInfo", "Store", "Token", "VersionInfo", "open_store"]
+__all__ = ["BackboneInfo", "Store", "Token", "VersionInfo", "folder_of", "open_store"]
 
 CACHE_VARIABLE = "TASKBONE_CACHE"
 DEFAULT_CACHE = "~/.cache/taskbone"
@@ -75,15 +75,18 @@ class Store:
     @property
     def root(self) -> Path:
         """The store's folder. Raises `StoreError` for one in an object store."""
-        if isinstance(self._storage, FolderStorage):
-            return self._storage.root
-        raise StoreError(f"the store {self.location} is no folder; a store in a folder is needed")
+        if self.folder is None:
+            raise StoreError(f"the store {self.location} is no folder; one in a folder is needed")
+        return self.folder
+
+    @property
+    def folder(self) -> Path | None:
+        """The store's folder; None for one in an object store."""
+        return self._storage.root if isinstance(self._storage, FolderStorage) else None
 
     def absolute(self) -> "Store":
         """The same store, so named that processes elsewhere find it."""
-        if isinstance(self._storage, FolderStorage):
-            return Store(self._storage.root.absolute())
-        return self
+        return self if self.folder is None else Store(self.folder.absolute())
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -342,11 +345,18 @@ def open_store(location: str | Path, cache: Path | None = None) -> Store:
     `cache` is this machine's folder for the backbones of object stores; None: what the environment
     variable `TASKBONE_CACHE` names, or `~/.cache/taskbone`.
     """
-    text = str(location)
-    if isinstance(location, Path) or "://" not in text or text.startswith("file://"):
-        return Store(Path(text.removeprefix("file://")).expanduser())
-    folder = cache or Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
-    return Store(ObjectStorage(text, folder.expanduser()))
+    folder = location if isinstance(location, Path) else folder_of(location)
+    if folder is not None:
+        return Store(folder)
+    cache = cache or Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+    return Store(ObjectStorage(str(location), cache.expanduser()))
+
+
+def folder_of(location: str) -> Path | None:
+    """The folder that a location names; None for a URL of an object store."""
+    if "://" in location and not location.startswith("file://"):
+        return None
+    return Path(location.removeprefix("file://")).expanduser()
 
 
 def _checked(name: str) -> str:

@@ -100,7 +100,7 @@ def keys_list(store: Store, as_json: bool) -> None:
         show_json([_facts(key) for key in keys])
         return
     heads = ("name", "id", "scopes", "tasks", "weight", "made", "ends")
-    show_table(f"Keys in {store.root}", heads, (_row(key) for key in keys))
+    show_table(f"Keys in {store.location}", heads, (_row(key) for key in keys))
 
 
 @key_commands.command("rotate")
@@ -123,7 +123,7 @@ def keys_rotate(name: str, keep_old: timedelta | None, store: Store, as_json: bo
     book = _book(store)
     before = book.keys()
     key, secret = book.rotate(name, keep_old)
-    copied = replace_local_copy(store.root, _named(before, name), secret)
+    copied = replace_local_copy(store.folder, _named(before, name), secret)
     _show_new(key, secret, as_json)
     if copied and not as_json:
         click.echo(f"The store's file {TOKEN_FILE} has the new one.")
@@ -143,7 +143,7 @@ def keys_revoke(name: str, store: Store, as_json: bool) -> None:
     book = _book(store)
     before = book.keys()
     book.revoke(name)
-    replace_local_copy(store.root, _named(before, name), None)
+    replace_local_copy(store.folder, _named(before, name), None)
     if as_json:
         show_json({"revoked": name})
     else:

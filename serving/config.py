@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from model_store.manifest import Frozen, describe
+from model_store.store import DEFAULT_CACHE, folder_of
 from serving.errors import ConfigError
 
 KIB = 1024
@@ -20,10 +21,18 @@ Count = Annotated[int, Field(ge=1)]
 PositiveBytes = Annotated[int, Field(ge=1)]
 
 
+def _location(given: object) -> object:
+    """A folder as a path, a URL of an object store as it is."""
+    return folder_of(given) or given if isinstance(given, str) else given
+
+
 class ServeConfig(Frozen):
     """How one server runs. Sizes in bytes, lengths in tokens."""
 
-    store: Path
+    store: Annotated[Path | str, BeforeValidator(_location)]
+    """A folder, or a URL of an object store such as `s3://bucket/prefix`."""
+    cache: Path = Path(DEFAULT_CACHE)
+    """This machine's folder for the backbones of an object store."""
     backbone: str | None = None
     """Name or fingerprint prefix of the backbone; None: the only one in the store."""
     host: str = "127.0.0.1"
@@ -53,6 +62,11 @@ class ServeConfig(Frozen):
     plan_cache_bytes: PositiveBytes = GIB
     auth: bool = True
     """Whether every route but health needs a key; without, only changes do."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The store's folder; None for one in an object store."""
+        return self.store if isinstance(self.store, Path) else None
 
     @property
     def most_replicas(self) -> int:

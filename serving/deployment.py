@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from model_store.store import Store
+from model_store.store import open_store
 from serving import haproxy, processes, startup
 from serving.config import METRICS_FOLDER_VARIABLE, MIB, ServeConfig
 from serving.errors import ServingError
@@ -94,7 +94,7 @@ class Replica:
         # One process alone has its weights in huge pages, which a shared file has not everywhere.
         weights_folder = log.parent / "weights" if config.most_replicas > 1 else None
         self._service = open_service(config, metrics, board, replica_id(), weights_folder)
-        self._keys = KeyRing(Store(config.store), keys).watch()
+        self._keys = KeyRing(open_store(config.store), keys).watch()
         self._app = build_app(self._service, metrics, config, self._keys)
         # What is there now stays. A large body of many small things would otherwise have the
         # collector look at all of it again and again, and every other request wait for seconds.
@@ -133,7 +133,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     """
     console = Console(highlight=False)
     keys = environment_keys()
-    token = prepare(config, Store(config.store))
+    token = prepare(config, open_store(config.store))
     address = processes.check_address(config.host, config.port)
     processes.adopt_orphans()
     with processes.Signals() as signals, processes.private_folder() as folder:

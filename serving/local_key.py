@@ -3,7 +3,8 @@
 `TASKBONE_TOKEN` is a key for predictions and metrics, `TASKBONE_ADMIN_TOKEN` one for everything.
 Where neither is set and the store has never had a key, the start makes the key `local` and writes
 its secret to the file `token` in the store's folder, readable by its owner alone, so that
-`taskbone predict` and curl on the same machine need nothing else. That file is the local user's
+`taskbone predict` and curl on the same machine need nothing else; a store in an object store has no
+such file, and needs a key made before. That file is the local user's
 copy: the server compares with the hash in `keys.json`, and without the file the key still works.
 """
 
@@ -62,11 +63,15 @@ def prepare(
     if not config.auth:
         return None
     if not fixed and documents.document(DOCUMENT) is None:
-        _make_local(config.store, documents)
+        if config.folder is None:
+            raise ConfigError(
+                f"no key opens this server: the store {config.store} has none; {_HOW}"
+            )
+        _make_local(config.folder, documents)
     ring = KeyRing(documents, fixed)
     if not (ring.opens("predict") or ring.opens("admin") or ring.opens("metrics")):
         raise ConfigError(f"no key opens this server: all are revoked or expired; {_HOW}")
-    shown = local_token(config.store, environment)
+    shown = local_token(config.folder, environment)
     try:
         if shown and "predict" in ring.caller(b"Bearer " + shown.encode()).scopes:
             return shown
@@ -75,10 +80,13 @@ def prepare(
     return None
 
 
-def local_token(folder: Path, environment: Mapping[str, str] = os.environ) -> str | None:
-    """What a user of this machine shows: from the environment, else from the store's file."""
+def local_token(folder: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What a user of this machine shows: from the environment, else from the store's file, where
+    the store has a folder."""
     if given := environment.get(TOKEN_VARIABLE):
         return _checked(given, f"the environment variable {TOKEN_VARIABLE}")
+    if folder is None:
+        return None
     path = folder / TOKEN_FILE
     try:
         return _checked(path.read_text(encoding="ascii").strip(), f"the file {path}")
@@ -88,11 +96,13 @@ def local_token(folder: Path, environment: Mapping[str, str] = os.environ) -> st
         raise _unusable(path, error) from error
 
 
-def replace_local_copy(folder: Path, gone: tuple[Key, ...], secret: str | None) -> bool:
+def replace_local_copy(folder: Path | None, gone: tuple[Key, ...], secret: str | None) -> bool:
     """Where the file `token` is a copy of one of these keys, put another in its place, or none.
 
     Gives whether it was one.
     """
+    if folder is None:
+        return False
     path = folder / TOKEN_FILE
     try:
         digest = digest_of(path.read_text(encoding="ascii").strip())

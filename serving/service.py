@@ -21,7 +21,7 @@ from model_store.backend import Backend, choose
 from model_store.errors import InputError
 from model_store.manifest import BackboneReference, TextInput
 from model_store.shared_weights import SharedWeights
-from model_store.store import Store, VersionInfo
+from model_store.store import Store, VersionInfo, open_store
 from model_store.tokenization import Encoding
 from serving.board import Board
 from serving.calibration import efficient_tokens
@@ -108,7 +108,7 @@ class Service:
         `weights_folder` the replicas of this machine share the backbone as the forward reads it.
         Raises `ConfigError` or a `ModelStoreError` where the store does not fit the settings.
         """
-        store = Store(config.store)
+        store = open_store(config.store, config.cache)
         info = store.backbone(config.backbone)
         path = store.backbone_path(info.fingerprint)
         backbone = load_backbone(path, info.name)

@@ -37,6 +37,8 @@ class TestServe:
                 changed[name] = setting.default + 1
             elif name in ("backbone", "host"):
                 changed[name] = "other"
+            elif name == "cache":
+                changed[name] = Path("/elsewhere")
         # As many as there are at the start, at least.
         changed["max_replicas"] = changed["replicas"]
         options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]

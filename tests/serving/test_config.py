@@ -49,3 +49,11 @@ def test_the_number_of_replicas_must_lie_between_fewest_and_most(tmp_path: Path)
         ServeConfig.of(store=tmp_path, replicas=3, max_replicas=2)
     with pytest.raises(ConfigError, match="min_replicas <= replicas <= max_replicas"):
         ServeConfig.of(store=tmp_path, min_replicas=2, max_replicas=4)
+
+
+def test_a_store_is_a_folder_or_a_url(tmp_path: Path) -> None:
+    for given in (tmp_path, str(tmp_path), f"file://{tmp_path}"):
+        config = ServeConfig.of(store=given)
+        assert config.store == config.folder == tmp_path
+    config = ServeConfig(store="s3://bucket/prefix")
+    assert (config.store, config.folder) == ("s3://bucket/prefix", None)
