@@ -17,10 +17,11 @@ from starlette.types import Receive, Scope, Send
 from serving.config import ServeConfig
 from serving.guard import scope_of
 from serving.metrics import Metrics
-from serving.protocols import changes, faults, native, site
+from serving.protocols import changes, faults, native, oip, repository, site, tei, vllm
 from serving.protocols.core import Service
 from serving.protocols.exchange import EXCHANGE, Exchange
 from serving.protocols.faults import status_of
+from serving.protocols.shapes import shape_of
 
 __all__ = [
     "EXCHANGE",
@@ -50,7 +51,7 @@ one.
 
 def error_answer(error: Exception, request_id: str, path: str) -> Response:
     """The answer to an error, in the words of the protocol that the path belongs to."""
-    return faults.error_answer(error, request_id, faults.native_shape)
+    return faults.error_answer(error, request_id, shape_of(path))
 
 
 class _LeanRoute(APIRoute):
@@ -93,8 +94,22 @@ class Api(FastAPI):
                     if scope:
                         said = operation.get("description", "")
                         operation["description"] = f"Needs a key with the scope `{scope}`. {said}"
-            self.openapi_schema = document
+            self.openapi_schema = _as_3_0(document)
         return self.openapi_schema
+
+
+def _as_3_0(part: Any) -> Any:
+    """A part of a document, with what only OpenAPI 3.1 can say put in 3.0's words."""
+    if isinstance(part, list):
+        return [_as_3_0(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    said = {name: _as_3_0(value) for name, value in part.items()}
+    if "const" in said:
+        said["enum"] = [said.pop("const")]
+    if said.get("type") == "null":
+        return {"enum": [None], "nullable": True}
+    return said
 
 
 def build_api(service: Service, metrics: Metrics, config: ServeConfig) -> Api:
@@ -112,5 +127,9 @@ def build_api(service: Service, metrics: Metrics, config: ServeConfig) -> Api:
     # Routes are tried in order: the busiest come first.
     native.add_routes(api, service, config)
     changes.add_routes(api, service, metrics, config)
+    oip.add_routes(api, service, config)
+    repository.add_routes(api, service, config)
+    vllm.add_routes(api, service, config)
+    tei.add_routes(api, service, config)
     site.add_routes(api, service, metrics)
     return api

@@ -22,8 +22,8 @@ CLIENT_GONE = 499
 """Status counted, never sent, for a client that hung up."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TASKS_PREFIX = "/v1/tasks/"
-_COUNTED_PREFIX = "/v1/"
+_TASKS_PREFIXES = ("/v1/tasks/", "/v2/models/")
+_COUNTED_PREFIXES = ("/v1/", "/v2/models/", "/predict", "/classify")
 _REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Gate:
             return
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers), time.perf_counter(), headers=headers)
-        if scope["path"].startswith(_TASKS_PREFIX):
+        if scope["path"].startswith(_TASKS_PREFIXES):
             exchange.task = UNKNOWN_TASK
         scope[EXCHANGE] = exchange
         scope["app"] = self._api
@@ -92,7 +92,7 @@ class Gate:
     def _count(self, path: str, exchange: Exchange) -> None:
         if exchange.rejection:
             self._metrics.rejected(exchange.rejection)
-        if path.startswith(_COUNTED_PREFIX):
+        if path.startswith(_COUNTED_PREFIXES):
             duration_s = time.perf_counter() - exchange.started
             self._metrics.request(exchange.task, exchange.status or CLIENT_GONE, duration_s)
 

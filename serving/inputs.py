@@ -20,7 +20,7 @@ def parse_inputs(body: bytes) -> tuple[list[TextInput], bool]:
     Raises `InvalidInputError`.
     """
     data = _object(body, _KEYS, '{"inputs": ..., "truncate": true}')
-    return _inputs(data["inputs"]), _truncate(data)
+    return inputs_of(data["inputs"]), _truncate(data)
 
 
 def parse_many(body: bytes) -> tuple[list[str] | None, list[TextInput], bool]:
@@ -29,7 +29,7 @@ def parse_many(body: bytes) -> tuple[list[str] | None, list[TextInput], bool]:
     Raises `InvalidInputError`.
     """
     data = _object(body, _MANY_KEYS, '{"tasks": [...] or "*", "inputs": ..., "truncate": true}')
-    return _tasks(data.get("tasks")), _inputs(data["inputs"]), _truncate(data)
+    return _tasks(data.get("tasks")), inputs_of(data["inputs"]), _truncate(data)
 
 
 def _object(body: bytes, known: frozenset[str], expected: str) -> dict[str, Any]:
@@ -62,25 +62,30 @@ def _tasks(given: object) -> list[str] | None:
     return given
 
 
-def _inputs(inputs: object) -> list[TextInput]:
-    if isinstance(inputs, str):
-        return [inputs]
-    if not isinstance(inputs, list) or not inputs:
+def inputs_of(given: object, name: str = "inputs") -> list[TextInput]:
+    """The texts or pairs that a value stands for, as the native routes read it; `name` is its key.
+
+    Raises `InvalidInputError`.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list) or not given:
         raise InvalidInputError(
-            f"inputs is {_kind(inputs)}; expected a text, a list of texts, or a list of pairs"
+            f"{name} is {_kind(given)}; expected a text, a list of texts, or a list of pairs"
         )
-    return [_parse_input(number, value) for number, value in enumerate(inputs)]
+    return [
+        value if isinstance(value, str) else _pair(value, name, number)
+        for number, value in enumerate(given)
+    ]
 
 
-def _parse_input(number: int, value: object) -> TextInput:
-    if isinstance(value, str):
-        return value
+def _pair(value: object, name: str, number: int) -> TextInput:
     if isinstance(value, list) and len(value) == 2:
         first, second = value
         if isinstance(first, str) and isinstance(second, str):
             return first, second
     raise InvalidInputError(
-        f'inputs.{number} is {_kind(value)}; expected a text, or a pair as ["first", "second"] '
+        f'{name}.{number} is {_kind(value)}; expected a text, or a pair as ["first", "second"] '
         '(a single pair is [["first", "second"]])'
     )
 

@@ -6,19 +6,19 @@ Every change is an operation of the service, answered in one shape: when it is d
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from fastapi import FastAPI
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model_store.manifest import TASK_NAME_PATTERN, Frozen, describe
+from model_store.manifest import TASK_NAME_PATTERN
 from serving.config import ServeConfig
 from serving.errors import InvalidInputError, ServingError
 from serving.metrics import UNKNOWN_TASK, Metrics
 from serving.protocols import changes_docs as docs
-from serving.protocols.core import Lifecycle, Service
+from serving.protocols.asking import Body, parse
+from serving.protocols.core import Lifecycle, Service, is_loaded
 from serving.protocols.exchange import (
     EXCHANGE,
     JSON,
@@ -30,11 +30,8 @@ from serving.protocols.exchange import (
     query_of,
     version_of,
 )
-from serving.protocols.native import is_loaded
 from serving.protocols.routes import RouteText, add_route
 from serving.types import Caller, Operation
-
-Body = TypeVar("Body", bound=Frozen)
 
 _CHANGE = TypeAdapter(docs.Change)
 _CHANGES = TypeAdapter(docs.ChangeList)
@@ -183,8 +180,4 @@ def _wait(request: Request) -> bool:
 
 
 async def _body(request: Request, bodies: BodyReader, kind: type[Body]) -> Body:
-    data = await bodies.read(request)
-    try:
-        return kind.model_validate_json(data, strict=True)
-    except ValidationError as error:
-        raise InvalidInputError(f"the body: {describe(error)}") from None
+    return parse(kind, await bodies.read(request))

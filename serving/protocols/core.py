@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from model_store.audit import AuditEntry
+from model_store.errors import ModelStoreError
 from model_store.manifest import BackboneReference
 from model_store.store import VersionInfo
 from serving.errors import ServingError
@@ -67,3 +68,12 @@ class Service(Protocol):
     async def all_versions(self) -> list[VersionInfo]: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
+
+
+def is_loaded(service: Service, task: str) -> bool:
+    """Whether a task of this name is served, so that metrics may name it."""
+    try:
+        service.task(task)
+    except (ServingError, ModelStoreError):
+        return False
+    return True

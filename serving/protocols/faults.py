@@ -65,9 +65,3 @@ def _headers(error: Exception) -> dict[str, str]:
         # Whatever of the body may still come belongs to no request.
         return {"connection": "close"}
     return {}
-
-
-def native_shape(fault: Fault) -> tuple[int, dict[str, Any]]:
-    """The native routes' error body."""
-    told = {"type": fault.type, "message": fault.message, "request_id": fault.request_id}
-    return fault.code, {"error": told}

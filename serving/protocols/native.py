@@ -12,13 +12,12 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model_store import errors as store_errors
 from serving.config import ServeConfig
 from serving.errors import ServingError
 from serving.inputs import parse_inputs, parse_many
 from serving.metrics import UNKNOWN_TASK
 from serving.protocols import native_docs as docs
-from serving.protocols.core import Service
+from serving.protocols.core import Service, is_loaded
 from serving.protocols.exchange import (
     EXCHANGE,
     JSON,
@@ -95,15 +94,6 @@ def _add_descriptions(api: FastAPI, service: Service) -> None:
     add_route(api, docs.TASK, task)
     add_route(api, docs.VERSIONS, versions)
     add_route(api, docs.VERSION, task)
-
-
-def is_loaded(service: Service, task: str) -> bool:
-    """Whether a task of this name is served, so that metrics may name it."""
-    try:
-        service.task(task)
-    except (ServingError, store_errors.ModelStoreError):
-        return False
-    return True
 
 
 def _named(request: Request) -> tuple[Exchange, str]:

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model_store.manifest import TASK_NAME_PATTERN, Frozen
+from serving.protocols import shapes
+from serving.protocols.faults import Fault, Shape
 
 
 class ErrorDetail(Frozen):
@@ -90,19 +92,30 @@ RETRY_AFTER = {
 }
 
 
-def answers(success: int, model: Any, description: str, *errors: int) -> dict[int | str, Any]:
-    """The documented answers of a native route: its success, and the given error statuses."""
+def answers(
+    success: int,
+    model: Any,
+    description: str,
+    *errors: int,
+    shape: Shape = shapes.native,
+    error: type[Frozen] = ErrorAnswer,
+) -> dict[int | str, Any]:
+    """The documented answers of a route: its success, and errors by their native statuses, told in
+    the protocol's shape."""
     documented: dict[int | str, Any] = {success: {"model": model, "description": description}}
     for status in errors:
         what, kind, message = ERRORS[status]
-        example = {"error": {"type": kind, "message": message, "request_id": "6f1d2c"}}
-        documented[status] = {
-            "model": ErrorAnswer,
-            "description": what,
-            "content": {"application/json": {"example": example}},
-        }
-        if status in (429, 503):
-            documented[status]["headers"] = RETRY_AFTER
+        code, example = shape(Fault(status, kind, message, "6f1d2c"))
+        documented.setdefault(
+            code,
+            {
+                "model": error,
+                "description": what,
+                "content": {"application/json": {"example": example}},
+            },
+        )
+        if code in (429, 503):
+            documented[code]["headers"] = RETRY_AFTER
     return documented
 
 

@@ -15,6 +15,8 @@ from serving.config import ServeConfig
 from serving.keys import KeyRing
 from serving.local_key import environment_keys
 from serving.metrics import Metrics
+from serving.protocols.exchange import Exchange
+from serving.types import Caller
 from tests.serving.fake_service import FakeService, open_fake_service
 
 TOKEN = "a-token-for-the-tests"
@@ -76,3 +78,30 @@ def serve(tmp_path: Path) -> Callable[..., Served]:
 def served(serve: Callable[..., Served]) -> Served:
     """The application with the default settings."""
     return serve()
+
+
+class _Scope(dict[str, Any]):
+    """An ASGI scope whose exchange gets its caller as soon as it is there."""
+
+    def __init__(self, scope: dict[str, Any], caller: Caller) -> None:
+        super().__init__(scope)
+        self._caller = caller
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if isinstance(value, Exchange):
+            value.caller = self._caller
+        return value
+
+
+@pytest.fixture
+def as_caller() -> Callable[..., Served]:
+    """Gives the same application, asked with a key of the given properties."""
+
+    def make(served: Served, **caller: Any) -> Served:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await served.app(_Scope(scope, Caller(**caller)), receive, send)
+
+        return Served(app, served.service, served.metrics, served.config)
+
+    return make

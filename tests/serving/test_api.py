@@ -26,6 +26,7 @@ from serving.errors import (
     UnauthorizedError,
     UnknownTaskError,
 )
+from serving.guard import scope_of
 from tests.serving.conftest import TOKEN, Served
 
 
@@ -300,18 +301,23 @@ def test_every_route_documents_its_success_and_its_errors(document: dict[str, An
     }
     assert ("post", "/v1/tasks/{task}/predict") in operations
     assert len({operation["operationId"] for operation in operations.values()}) == len(operations)
-    for (_, path), operation in operations.items():
+    for (method, path), operation in operations.items():
         assert operation["summary"]
-        assert "200" in operation["responses"]
-        if not path.startswith("/health/"):
-            assert operation["security"] == [{"key": []}]
-            assert {"401", "403", "500"} <= set(operation["responses"])
-        named = (
-            [item["name"] for item in operation["parameters"] if item["in"] == "path"]
-            if ("{" in path)
-            else []
+        answers = set(operation["responses"])
+        assert "200" in answers
+        scope = scope_of(method.upper(), path)
+        assert operation["security"] == ([{"key": []}] if scope else [])
+        if scope:
+            assert {"401", "403"} <= answers
+            assert answers & {"500", "424"}
+        parameters = operation.get("parameters", [])
+        assert [one["name"] for one in parameters if one["in"] == "path"] == re.findall(
+            r"\{(\w+)\}", path
         )
-        assert named == re.findall(r"\{(\w+)\}", path)
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        for example in body.get("examples", {}).values():
+            # OpenAPI 3.0 writes its schemas as that draft does.
+            jsonschema.Draft4Validator(body["schema"]).validate(example["value"])
 
 
 @pytest.mark.parametrize(

@@ -12,34 +12,8 @@ from starlette.types import Message
 
 from serving.api import EXCHANGE
 from serving.protocols.exchange import BodyReader, Exchange
-from serving.types import Caller
 from tests.serving.conftest import Served
 from tests.serving.test_api import error_of
-
-
-def as_caller(served: Served, **caller: Any) -> Served:
-    """The same application, asked with a key of these properties."""
-    inner = served.app
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await inner(_Scope(scope, Caller(**caller)), receive, send)
-
-    return Served(app, served.service, served.metrics, served.config)
-
-
-class _Scope(dict[str, Any]):
-    """An ASGI scope whose exchange gets its caller as soon as it is there."""
-
-    def __init__(self, scope: dict[str, Any], caller: Caller) -> None:
-        super().__init__(scope)
-        self._caller = caller
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        if isinstance(value, Exchange):
-            value.caller = self._caller
-        return value
-
 
 # --- versions -------------------------------------------------------------------------------------
 
@@ -128,7 +102,7 @@ def test_no_room_is_an_error_of_the_whole_call(served: Served) -> None:
 # --- a key that is for some tasks -----------------------------------------------------------------
 
 
-def test_a_key_is_for_its_tasks_alone(served: Served) -> None:
+def test_a_key_is_for_its_tasks_alone(served: Served, as_caller: Callable[..., Served]) -> None:
     mine = as_caller(served, name="web", tasks=frozenset(["parity"]))
     assert mine.predict("abc").status_code == 200
     assert [task["task"] for task in mine.ask("GET", "/v1/tasks").json()["tasks"]] == ["parity"]
