@@ -295,7 +295,7 @@ class Forward {
             split(text_blocks_, text_from, until - text_from, -1, block_, team_.size());
             text_from = until;
         };
-        for (int segment = 0; segment < batch_.segments; ++segment) {
+        for (int segment = batch_.segment_of[0]; sequence < batch_.sequences; ++segment) {
             const Task& task = *batch_.tasks[segment];
             const int first = sequence, row = rows_, read = reads_;
             while (sequence < batch_.sequences && batch_.segment_of[sequence] == segment) {
@@ -1032,14 +1032,60 @@ class Forward {
 
 // A team with the memory of its forwards; for one calling thread at a time.
 struct Runner {
-    explicit Runner(int threads) : team(threads), space(threads) {}
+    explicit Runner(int threads) : team(threads), space(threads) {
+        for (int member = 0; threads > 1 && member < threads; ++member)
+            alone.push_back(std::make_unique<Runner>(1));
+    }
     Team team;
     Space space;
+    std::vector<std::unique_ptr<Runner>> alone;  // each member's own, for forwards apart
 };
 
+// Rows for each thread from which a batch is large enough to be divided.
+constexpr int ROWS_APART = 64;
+
+// The batch in as many parts as `members`, of about as many rows; nothing where that is not possible.
+static std::vector<Batch> divide(const Model& model, const Batch& batch, int members) {
+    std::vector<int64_t> until(batch.sequences + 1);  // rows of the sequences before
+    for (int s = 0; s < batch.sequences; ++s)
+        until[s + 1] = until[s] + batch.lengths[s] + batch.tasks[batch.segment_of[s]]->prompt;
+    const int64_t rows = until.back();
+    if (members == 1 || rows < members * ROWS_APART) return {};
+    std::vector<Batch> parts;
+    int first = 0, token = 0, answer = 0;
+    for (int member = 0; member < members; ++member) {
+        Batch part = batch;
+        part.tokens += token, part.token_types += token;
+        part.lengths += first, part.masks += first, part.segment_of += first;
+        part.probabilities += answer;
+        if (part.read) part.read += int64_t(first) * model.hidden;
+        // A sequence belongs to the part that its middle is in.
+        int end = first;
+        while (end < batch.sequences && (until[end] + until[end + 1]) * members < 2 * rows * (member + 1)) {
+            token += batch.lengths[end], answer += batch.tasks[batch.segment_of[end]]->classes;
+            ++end;
+        }
+        part.sequences = end - first;
+        if (!part.sequences || (until[end] - until[first]) * members > rows + rows / 8) return {};
+        parts.push_back(part);
+        first = end;
+    }
+    return parts;
+}
+
+// Together, a single sequence is answered soonest. A batch with enough for every thread is divided, so
+// that nobody waits for anybody before the end: wherever others need a core for a moment, a team would
+// stand still at its next barrier.
 template <int PRECISION>
 void forward(const Model& model, Runner& runner, const Batch& batch) {
-    Forward<PRECISION>(model, runner.team, runner.space, batch).run();
+    const std::vector<Batch> parts = divide(model, batch, runner.team.size());
+    if (parts.empty()) {
+        Forward<PRECISION>(model, runner.team, runner.space, batch).run();
+        return;
+    }
+    runner.team.run([&](int me) {
+        Forward<PRECISION>(model, runner.alone[me]->team, runner.alone[me]->space, parts[me]).run();
+    });
 }
 
 template <int PRECISION>

@@ -14,6 +14,12 @@
 
 namespace taskbone {
 
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
 // Look at `ready` for some ten microseconds, then let others run in between.
 template <class Ready>
 inline void spin_until(Ready ready) {
@@ -21,9 +27,7 @@ inline void spin_until(Ready ready) {
         if (turn > 4000) {
             std::this_thread::yield();
         } else {
-#if defined(__x86_64__)
-            _mm_pause();
-#endif
+            pause();
         }
     }
 }
@@ -46,9 +50,12 @@ class Team {
     // Run `work(member)` on every member, the caller being member 0; return when all have.
     void run(const std::function<void(int)>& work) {
         work_ = &work;
+        working_.store(size_ - 1, std::memory_order_relaxed);
         wake();
         work(0);
-        barrier();
+        for (int turn = 0; turn < 2000 && working_.load(std::memory_order_acquire); ++turn) pause();
+        while (const int others = working_.load(std::memory_order_acquire))
+            working_.wait(others, std::memory_order_acquire);
     }
 
     void barrier() {
@@ -92,16 +99,12 @@ class Team {
     void serve(int member) {
         unsigned seen = 0;
         for (;;) {
-            for (int turn = 0; turn < 2000 && epoch_.load(std::memory_order_acquire) == seen; ++turn) {
-#if defined(__x86_64__)
-                _mm_pause();
-#endif
-            }
+            for (int turn = 0; turn < 2000 && epoch_.load(std::memory_order_acquire) == seen; ++turn) pause();
             epoch_.wait(seen, std::memory_order_acquire);
             seen = epoch_.load(std::memory_order_acquire);
             if (stopping_) return;
             (*work_)(member);
-            barrier();
+            if (working_.fetch_sub(1, std::memory_order_acq_rel) == 1) working_.notify_one();
         }
     }
 
@@ -111,6 +114,7 @@ class Team {
     const std::function<void(int)>* work_ = nullptr;
     std::atomic<bool> stopping_{false};
     alignas(64) std::atomic<unsigned> epoch_{0};
+    alignas(64) std::atomic<int> working_{0};  // members besides the caller that have not ended
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> round_{0};
 };

@@ -412,6 +412,35 @@ def test_few_short_sequences_are_shared_by_many_threads(
         assert _same(many.answer(items, plans), backend.answer(items, plans))
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [[1 + 7 * s % 38 for s in range(48)], [300, 4, 4, 4], [4, 4, 4, 300], [200, 200], [9] * 90],
+    ids=["many", "long first", "long last", "two", "equal"],
+)
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(("build", "precision"), KINDS)
+def test_large_batches_are_divided_among_the_threads(
+    backbones: Backbones,
+    native_of: NativeOf,
+    build: Build,
+    precision: Precision,
+    threads: int,
+    lengths: Sequence[int],
+) -> None:
+    """Evenly or, where that is not possible, not; each answer lands where it belongs."""
+    backend, config = native_of("long", build, precision), backbones("long").config
+    kinds: list[dict[str, Any]] = [
+        {"verbalizer": True, "classes": 5},
+        {"prompt": 0, "read": "cls", "classes": 2},
+        ALL,
+        {"prompt": 17, "classes": 7},
+    ]
+    plans = [backend.plan(_overlay(config, seed=seed, **kind)) for seed, kind in enumerate(kinds)]
+    items = [Item(_encoding(config, length, s), s % 4) for s, length in enumerate(lengths)]
+    alone = [backend.answer([Item(item.encoding, 0)], [plans[item.segment]])[0] for item in items]
+    assert _same(native_of("long", build, precision, threads).answer(items, plans), alone)
+
+
 @pytest.mark.parametrize(("build", "precision"), KINDS)
 def test_plans_are_made_and_warmed_while_others_answer(
     backbones: Backbones, native_of: NativeOf, build: Build, precision: Precision
