@@ -95,6 +95,7 @@ SERVE_HELP = {
     "max_artifact_bytes": "Largest artifact that may be uploaded.",
     "body_timeout_s": "Seconds that a request's body may take to come.",
     "plan_cache_bytes": "Memory for overlays made ready to run.",
+    "signature_key": "Public key (PEM) with which every uploaded artifact must be signed.",
     "auth": "Whether every route but health needs a key; without, only changes do.",
 }
 
@@ -138,6 +139,10 @@ def serve(store: Store, **settings: Any) -> None:
     config = ServeConfig.of(store=store.location, **settings)
     # What would stop every replica is said before the seconds that starting Ray takes.
     store.backbone(config.backbone)
+    if config.signature_key is not None:
+        from model_store.signatures import check_key
+
+        check_key(config.signature_key)
     from serving.deployment import run
 
     run(config)

@@ -122,20 +122,48 @@ def store_add_backbone(source: str, name: str | None, store: Store, as_json: boo
     show_default=True,
     help="Whether to make the new versions the active ones.",
 )
+@click.option(
+    "--signature",
+    "signatures",
+    multiple=True,
+    metavar="FILE.sig",
+    type=click.Path(path_type=Path),
+    help="The signature of FILE; once for each, in the same order.",
+)
+@click.option(
+    "--signature-key",
+    envvar="TASKBONE_SIGNATURE_KEY",
+    show_envvar=True,
+    metavar="KEY.pub",
+    type=click.Path(path_type=Path),
+    help="Public key with which every FILE must be signed.  [default: none need be]",
+)
 @store_option
 @json_option
-def store_publish(files: tuple[Path, ...], activate: bool, store: Store, as_json: bool) -> None:
+def store_publish(
+    files: tuple[Path, ...],
+    activate: bool,
+    signatures: tuple[Path, ...],
+    signature_key: Path | None,
+    store: Store,
+    as_json: bool,
+) -> None:
     """Check artifact files and publish each as its task's next version.
 
     All files are checked before the first is published: format, tensors, backbone, and whether
     their golden inputs give the promised answers here. The same file again changes nothing.
 
     \b
-    Example:
+    Examples:
         taskbone store publish examples/overlays/*.safetensors
+        taskbone store publish mood.safetensors --signature mood.sig --signature-key team.pub
     """
-    from model_store.verification import check_file
+    from model_store.verification import check_file, check_signatures
 
+    if signatures and signature_key is None:
+        raise click.UsageError("--signature needs --signature-key, the key to check it with")
+    if signature_key is not None:
+        check_signatures(files, signatures, signature_key)
     checked = []
     for file in files:
         with working(f"Checking {file.name}"):

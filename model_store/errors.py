@@ -25,6 +25,10 @@ class GoldenMismatchError(ArtifactError):
     """The artifact's golden inputs do not give the probabilities that it promises."""
 
 
+class SignatureError(ModelStoreError, ValueError):
+    """An artifact's signature is missing, damaged, by another key, or over other bytes."""
+
+
 class BackboneError(ModelStoreError, ValueError):
     """A checkpoint cannot be taken into the store, or a stored backbone is damaged."""
 

@@ -1,13 +1,19 @@
 """Everything that can be checked of an artifact file, a version or a backbone, in one call each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_store import artifact
 from model_store.backbone import Backbone, fingerprint_of, load_backbone
 from model_store.encoder import Encoder
-from model_store.errors import ArtifactError, BackboneError, ModelStoreError, StoreError
+from model_store.errors import (
+    ArtifactError,
+    BackboneError,
+    ModelStoreError,
+    SignatureError,
+    StoreError,
+)
 from model_store.manifest import VerifiedArtifact, read_header
 from model_store.ops import TorchOps
 from model_store.store import Store
@@ -34,6 +40,24 @@ def check_file(file: Path, store: Store) -> VerifiedArtifact:
         return check_artifact(data, store)
     except ModelStoreError as error:
         raise type(error)(f"{file}: {error}") from error
+
+
+def check_signatures(files: Sequence[Path], signed: Sequence[Path], public_key: Path) -> None:
+    """Raise `SignatureError` unless each file has its valid signature, in the same order."""
+    from model_store.signatures import verify
+
+    if len(files) != len(signed):
+        raise SignatureError(
+            f"{len(files)} files and {len(signed)} signatures; with --signature-key every file "
+            "needs one: give --signature once for each"
+        )
+    for file, signature in zip(files, signed, strict=True):
+        try:
+            verify(file.read_bytes(), signature.read_bytes(), public_key)
+        except OSError as error:
+            raise SignatureError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        except SignatureError as error:
+            raise SignatureError(f"{signature}: {error}") from error
 
 
 def check_artifact(data: bytes, store: Store, task: str | None = None) -> VerifiedArtifact:

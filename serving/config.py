@@ -62,6 +62,8 @@ class ServeConfig(Frozen):
     plan_cache_bytes: PositiveBytes = GIB
     auth: bool = True
     """Whether every route but health needs a key; without, only changes do."""
+    signature_key: Path | None = None
+    """Public key with which every registered artifact must be signed; None: none need be."""
 
     @property
     def folder(self) -> Path | None:

@@ -18,7 +18,9 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
+from model_store import signatures
 from model_store.audit import AuditEntry
 from model_store.errors import ArtifactError, ModelStoreError, NotFoundError
 from model_store.store import Store, VersionInfo
@@ -46,13 +48,20 @@ class Lifecycle:
     """
 
     def __init__(
-        self, store: Store, loader: Loader, board: Board, replica_id: str, metrics: Metrics
+        self,
+        store: Store,
+        loader: Loader,
+        board: Board,
+        replica_id: str,
+        metrics: Metrics,
+        signature_key: Path | None = None,
     ) -> None:
         self._store = store
         self._loader = loader
         self._board = board
         self._replica_id = replica_id
         self._metrics = metrics
+        self._signature_key = signature_key
         self._threads = ThreadPoolExecutor(AT_ONCE, "taskbone-lifecycle")
         self._closing = threading.Event()
 
@@ -63,6 +72,7 @@ class Lifecycle:
         caller: Caller,
         *,
         activate: bool = True,
+        signature: bytes | None = None,
         wait: bool = True,
     ) -> Operation:
         """Take in an artifact as its task's next version, and have it answer unless told not to.
@@ -71,7 +81,7 @@ class Lifecycle:
         """
         return await self._begin(
             _Change("register", task, caller),
-            lambda operation: self._register(operation, data, activate),
+            lambda operation: self._register(operation, data, signature, activate),
             wait,
         )
 
@@ -225,8 +235,12 @@ class Lifecycle:
             logger.exception("the end of operation %s could not be noted", operation.id)
         self._metrics.operation(operation.kind, operation.state)
 
-    def _register(self, operation: Operation, data: bytes, activate: bool) -> Operation:
+    def _register(
+        self, operation: Operation, data: bytes, signature: bytes | None, activate: bool
+    ) -> Operation:
         operation = self._put(dataclasses.replace(operation, step="verify"))
+        if self._signature_key is not None:
+            signatures.verify(data, signature, self._signature_key)
         verified = self._loader.check(operation.task, data)
         operation = dataclasses.replace(operation, digest=verified.digest)
         self._loader.candidate(verified)

@@ -90,7 +90,9 @@ class Service:
         self._loader = Loader(store, backbone, self._backend, self._plans, self._engine)
         self._shadow = Shadow(self._engine, self._tasks, metrics)
         self._reconciler = Reconciler(store, self._loader, self._tasks, board, replica_id, metrics)
-        self.lifecycle = Lifecycle(store, self._loader, board, replica_id, metrics)
+        self.lifecycle = Lifecycle(
+            store, self._loader, board, replica_id, metrics, config.signature_key
+        )
 
     @classmethod
     def open(

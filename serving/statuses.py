@@ -33,6 +33,7 @@ STATUSES: dict[type[Exception], Status] = {
     store_errors.ArtifactError: Status(422, "invalid_artifact"),
     store_errors.BackboneMismatchError: Status(422, "wrong_backbone"),
     store_errors.GoldenMismatchError: Status(422, "golden_mismatch"),
+    store_errors.SignatureError: Status(422, "invalid_signature"),
     store_errors.BackboneError: Status(500, "backbone_error"),
     store_errors.NotFoundError: Status(404, "not_found"),
     store_errors.ConflictError: Status(409, "conflict"),

@@ -4,6 +4,8 @@ Every change is an operation of the service, answered in one shape: when it is d
 `?wait=false`, as soon as it is accepted.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Awaitable, Callable
 
@@ -82,7 +84,10 @@ def _add_versions(
                     f"the task name {task[:80]!r} is not usable; expected {TASK_NAME_PATTERN}"
                 )
             data = await bodies.read(request)
-            done = await lifecycle.register(task, data, caller, activate=activate, wait=wait)
+            signature = signature_of(request)
+            done = await lifecycle.register(
+                task, data, caller, activate=activate, signature=signature, wait=wait
+            )
         except Exception:
             metrics.registrations("refused")
             raise
@@ -173,6 +178,21 @@ def changed(operation: Operation) -> Response:
     status = 202 if running else 201 if operation.created else 200
     body = _CHANGE.dump_json(docs.change_of(operation))
     return Response(body, status, headers, JSON)
+
+
+def signature_of(request: Request) -> bytes | None:
+    """The artifact's signature in the request's header. Raises `InvalidInputError`."""
+    exchange: Exchange = request.scope[EXCHANGE]
+    given = exchange.headers.get(docs.SIGNATURE)
+    if given is None:
+        return None
+    try:
+        return base64.b64decode(given, validate=True)
+    except binascii.Error as error:
+        raise InvalidInputError(
+            f"the header x-taskbone-signature: {error}; expected the signature's file in Base64, "
+            "on one line"
+        ) from None
 
 
 def _wait(request: Request) -> bool:

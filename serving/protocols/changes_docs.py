@@ -131,6 +131,13 @@ _ACCEPTED = "Accepted; `Location` names the operation to follow."
 
 _CHANGING = (401, 403, 404, 408, 409, 413, 422, 500, 503)
 _WAIT = flag_parameter("wait", True, "Answer when the change is done; else as soon as accepted.")
+SIGNATURE = b"x-taskbone-signature"
+_SIGNATURE: dict[str, Any] = {
+    "name": SIGNATURE.decode(),
+    "in": "header",
+    "description": "The artifact's signature in Base64, where the server asks for one.",
+    "schema": {"type": "string", "format": "byte"},
+}
 _ACTIVATE = flag_parameter("activate", True, "Make it the version that answers.")
 _OPERATION_IN_PATH: dict[str, Any] = {
     "name": "operation",
@@ -187,6 +194,7 @@ REGISTER = _change(
     "Register a version",
     _REGISTER,
     _ACTIVATE,
+    _SIGNATURE,
     body=_FILE,
 )
 REGISTER.answers[200]["description"] = "This very file was registered already."

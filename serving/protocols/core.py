@@ -18,7 +18,14 @@ class Lifecycle(Protocol):
     """
 
     async def register(
-        self, task: str, data: bytes, caller: Caller, *, activate: bool = True, wait: bool = True
+        self,
+        task: str,
+        data: bytes,
+        caller: Caller,
+        *,
+        activate: bool = True,
+        signature: bytes | None = None,
+        wait: bool = True,
     ) -> Operation: ...
     async def activate(
         self, task: str, version: int, caller: Caller, *, wait: bool = True

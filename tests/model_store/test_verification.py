@@ -23,6 +23,7 @@ from taskbone import cli
 from tests.model_store.example_artifacts import example_manifest
 from tests.overlays import random_artifact, random_overlay
 from tests.reference import small_checkpoint
+from tests.signing import make_signer
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,53 @@ class TestCommands:
         assert result.exit_code == 1
         assert result.stderr.startswith(f"Error: {bad}: not an artifact")
         assert stage.store.task_names() == []
+
+
+class TestSignedFiles:
+    @pytest.fixture
+    def files(self, stage: Stage, tmp_path: Path) -> list[Path]:
+        """An artifact, its signature, and the key to check it with."""
+        signer = make_signer(tmp_path / "signer")
+        data = random_artifact(stage.backbone, "mood")
+        signature = written(tmp_path, "mood.sig", signer.sign(data))
+        return [written(tmp_path, "mood.safetensors", data), signature, signer.public]
+
+    def test_a_signed_one_is_published(self, stage: Stage, files: list[Path]) -> None:
+        artifact, signature, key = files
+        options = ("--signature", signature, "--signature-key", key)
+        result = run(stage.store, "publish", artifact, *options)
+        assert result.exit_code == 0, result.output
+        assert stage.store.tasks()["mood"].version == 1
+
+    def test_with_a_key_an_unsigned_one_is_not(
+        self, stage: Stage, files: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        artifact, _, key = files
+        monkeypatch.setenv("TASKBONE_SIGNATURE_KEY", str(key))
+        result = run(stage.store, "publish", artifact)
+        assert result.exit_code == 1
+        assert "1 files and 0 signatures" in result.stderr
+        assert stage.store.tasks() == {}
+
+    def test_nothing_is_published_when_one_signature_is_bad(
+        self, stage: Stage, files: list[Path], tmp_path: Path
+    ) -> None:
+        artifact, signature, key = files
+        other = written(tmp_path, "other.safetensors", random_artifact(stage.backbone, "other"))
+        for second in (signature, tmp_path / "missing.sig"):
+            signed = ("--signature", signature, "--signature", second)
+            result = run(stage.store, "publish", artifact, other, *signed, "--signature-key", key)
+            assert result.exit_code == 1
+            assert str(second) in result.stderr
+            assert stage.store.tasks() == {}
+
+    def test_a_signature_without_a_key_is_not_taken_for_checked(
+        self, stage: Stage, files: list[Path]
+    ) -> None:
+        artifact, signature, _ = files
+        result = run(stage.store, "publish", artifact, "--signature", signature)
+        assert result.exit_code == 2
+        assert stage.store.tasks() == {}
 
 
 class TestCheckStore:

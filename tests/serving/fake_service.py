@@ -80,6 +80,7 @@ class FakeService:
         self.cancelled = 0
         self.waiting = asyncio.Event()
         self.asks: list[Ask] = []
+        self.signatures: list[bytes | None] = []
         self._tasks: dict[str, FakeTask] = {}
         self._operations: dict[str, Operation] = {}
         self._audit: list[AuditEntry] = []
@@ -198,8 +199,10 @@ class FakeService:
         caller: Caller,
         *,
         activate: bool = True,
+        signature: bytes | None = None,
         wait: bool = True,
     ) -> Operation:
+        self.signatures.append(signature)
         if not data:
             raise InvalidInputError("an empty artifact")
         info, created = self._publish(task, data, takes_pairs=False, activate=activate)

@@ -257,6 +257,7 @@ TABLE: list[tuple[Exception, int]] = [
     (store_errors.ManifestError("x"), 422),
     (store_errors.ArtifactError("x"), 422),
     (store_errors.BackboneMismatchError("x"), 422),
+    (store_errors.SignatureError("x"), 422),
     (store_errors.GoldenMismatchError("x"), 422),
     (store_errors.BackboneError("x"), 500),
     (store_errors.UnsupportedCheckpointError("x"), 500),

@@ -1,5 +1,6 @@
 """The routes that change what is served, over a service that keeps its versions in memory."""
 
+import base64
 from typing import Any
 
 import httpx
@@ -198,3 +199,20 @@ def test_the_audit_log_is_read_from_its_end(three: Served) -> None:
     assert three.ask("GET", "/v1/audit?limit=1").json()["entries"] == entries[-1:]
     for query in ("limit=0", "limit=x", "limit=-1", "last=1"):
         error_of(three.ask("GET", f"/v1/audit?{query}"), 422)
+
+
+def test_a_signature_is_passed_on_as_it_was_signed(served: Served) -> None:
+    bundle = b'{"mediaType": "..."}'
+    path, header = "/v1/tasks/new/versions", "x-taskbone-signature"
+    headers = {header: base64.b64encode(bundle).decode()}
+    assert served.ask("POST", path, content=b"one", headers=headers).status_code == 201
+    assert served.ask("POST", path, content=b"two").status_code == 201
+    assert served.service.signatures == [bundle, None]
+
+
+@pytest.mark.parametrize("given", ["%", "a", "YQ==\x7f", "YQ"])
+def test_a_signature_that_is_not_base64_is_422(served: Served, given: str) -> None:
+    headers = {"x-taskbone-signature": given}
+    answer = served.ask("POST", "/v1/tasks/new/versions", content=b"one", headers=headers)
+    assert "Base64" in error_of(answer, 422)["message"]
+    assert served.service.signatures == []
