@@ -11,7 +11,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,10 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backb
 
 @pytest.fixture(scope="module")
 def native_of(backbones: Callable[[str], Backbone]) -> Callable[..., NativeBackend]:
-    """Makes native backends of a backbone, each once; skips where the build cannot run."""
+    """Makes native backends of a backbone, and keeps a few; skips where the build cannot run."""
 
-    @cache
+    # Each has working memory in huge pages: not all at once.
+    @lru_cache(maxsize=8)
     def make(name: str, build: Build, precision: Precision, threads: int = 1) -> NativeBackend:
         if build not in builds():
             pytest.skip(f"the native forward for {build} is not built, or not for this processor")
