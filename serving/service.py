@@ -6,6 +6,7 @@ queue -> an answer with its timings.
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -87,7 +88,9 @@ class Service:
         self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
         self._long_texts_waiting = 0
         self._tasks = TaskTable()
-        self._loader = Loader(store, backbone, self._backend, self._plans, self._engine)
+        # The backend has made its own of the tensors, whose pages would stay in memory beside it.
+        described = dataclasses.replace(backbone, tensors={})
+        self._loader = Loader(store, described, self._backend, self._plans, self._engine)
         self._shadow = Shadow(self._engine, self._tasks, metrics)
         self._reconciler = Reconciler(store, self._loader, self._tasks, board, replica_id, metrics)
         self.lifecycle = Lifecycle(
