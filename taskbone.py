@@ -80,6 +80,7 @@ SERVE_HELP = {
     "backbone": "Name or start of the fingerprint of the backbone; needed where there are several.",
     "host": "Address to listen on; 0.0.0.0 for all of this machine's.",
     "port": "Port to listen on.",
+    "ray_address": "Serve on this running Ray, HOST:PORT or auto; see taskbone ray-environment.",
     "replicas": "Processes that answer requests; with --max-replicas, those at the start.",
     "min_replicas": "Fewest replicas, where their number follows the load.",
     "max_replicas": "Most replicas; 0: their number does not follow the load.",
@@ -143,9 +144,31 @@ def serve(store: Store, **settings: Any) -> None:
         from model_store.signatures import check_key
 
         check_key(config.signature_key)
-    from serving.deployment import run
+    if config.ray_address:
+        from serving import cluster
 
-    run(config)
+        cluster.run(config)
+    else:
+        from serving import private_ray
+
+        private_ray.run(config)
+
+
+@cli.command("ray-environment")
+def ray_environment() -> None:
+    """Print the variables that the nodes of a Ray need to be started with.
+
+    For `taskbone serve --ray-address` and for `serve deploy`: run this on every node, before Ray is
+    started there. It writes what HAProxy needs into a folder of this user's below /tmp.
+
+    \b
+    Example:
+        eval "$(taskbone ray-environment)"
+        ray start --head
+    """
+    from serving.cluster_environment import exports
+
+    click.echo(exports(), nl=False)
 
 
 # --- localize and evaluate ------------------------------------------------------------------------

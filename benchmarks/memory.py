@@ -25,7 +25,7 @@ from benchmarks.server_running import TOKEN, free_port, running
 from examples.ready_made import prepare
 from model_store.manifest import read_header
 from model_store.store import Store
-from serving import deployment
+from serving import private_ray, replica
 from serving.config import MIB, ServeConfig
 
 REPLICAS = 2
@@ -64,10 +64,10 @@ def serve(store: str, port: str, kind: str) -> None:
     """The server that is measured."""
 
     def open_private(config: Any, metrics: Any, board: Any, replica_id: str, _: Any) -> Any:
-        return deployment.open_service(config, metrics, board, replica_id, None)
+        return replica.open_service(config, metrics, board, replica_id, None)
 
-    chosen = deployment.open_service if kind == "shared" else open_private
-    deployment.run(ServeConfig.of(store=Path(store), port=int(port), replicas=REPLICAS), chosen)
+    chosen = replica.open_service if kind == "shared" else open_private
+    private_ray.run(ServeConfig.of(store=Path(store), port=int(port), replicas=REPLICAS), chosen)
 
 
 def measure(store: Store, kind: str) -> dict[str, list[int]]:

@@ -44,6 +44,14 @@ def make_folder(folder: Path) -> None:
         sync(folder.parent)
 
 
+def own_folder(folder: Path) -> None:
+    """Make a folder that nobody else may enter. Raises `OSError` where there is another's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} must belong to this user alone (mode 700)")
+
+
 def sync(path: Path) -> None:
     """Have the disk keep a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -574,7 +574,8 @@ def private(named: Iterable[Named]) -> dict[str, Tensor]:
             place = _empty(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
             kept[name] = place.copy_(tensor)
         else:
-            kept[name] = tensor
+            # A part of a mapped file would keep all of it in memory.
+            kept[name] = tensor.clone()
     return kept
 
 

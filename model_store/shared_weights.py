@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model_store import native_weights
 from model_store.backbone import EncoderConfig
-from model_store.durable import locked, sync
+from model_store.durable import locked, own_folder, sync
 from model_store.native_weights import Named, Precision
 
 _ALIGNMENT = 64
@@ -52,14 +52,6 @@ class SharedWeights:
         except OSError as error:
             logger.warning("weights cannot be shared, this process has its own: %s", error)
             return None
-
-
-def own_folder(folder: Path) -> None:
-    """Make a folder that nobody else may enter. Raises `OSError` where there is another's."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{folder} must belong to this user alone (mode 700)")
 
 
 def shared(path: Path, make: Callable[[], Iterable[Named]]) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ class ServeConfig(Frozen):
     """Name or fingerprint prefix of the backbone; None: the only one in the store."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    ray_address: str | None = None
+    """A running Ray to serve on, HOST:PORT of its head or auto; None: one of its own."""
     replicas: Count = 1
     """Processes that answer; with `max_replicas`, those at the start."""
     min_replicas: Count = 1

@@ -44,19 +44,21 @@ set -e
 # all that HAProxy listens to: so it is told loopback, and HAProxy alone the real address. Ray's own
 # routes, /-/healthz and /-/routes, would be answered without a key: there are none for clients. Who
 # sends the head of a request a byte at a time is cut off; what has no path is not for a replica.
+# Metrics are summed over the replicas of one machine: this machine's are asked for them.
 sed -i \\
   -e '/^frontend prometheus/,/^    no log/d' \\
   -e '/^listen stats/,$d' \\
   -e '/^ *log /d' -e '/^ *option httplog/d' -e '/^ *option log-health-checks/d' \\
   -e '/^ *option splice-/d' \\
   -e '/ check backup$/d' \\
+  -e 's#^ *server \\([^ ]*\\) 127.0.0.1:.* check.*#    use-server \\1 if {{ path /metrics }}\\n&#' \\
   -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {folder}/503.http#' \\
   -e '/^ *errorfile 502/i\\' \\
   -e '    timeout http-request {head_s}s\\' \\
   -e '    option http-ignore-probes\\' \\
   -e '    errorfile 400 {folder}/400.http' \\
   -e 's#http-request return status 404 .*#http-request deny deny_status 503#' \\
-  -e 's#^ *bind 127.0.0.1:{port}$#    bind {address}:{port}#' \\
+  {bind}\\
   -e '/^frontend http_frontend/a\\' \\
   -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}\\' \\
   -e '    http-request deny deny_status 400 unless {{ path_beg / }}\\' \\
@@ -64,6 +66,8 @@ sed -i \\
   "$3"
 exec {death_signal}{binary} "$@"
 """
+
+_BIND = "-e 's#^ *bind 127.0.0.1:{port}$#    bind {address}:{port}#' "
 
 _PAGE = """\
 HTTP/1.1 {status}\r
@@ -83,10 +87,22 @@ _PAGES = {
 """What HAProxy answers by itself: the type and the message of the error."""
 
 
-def environment(folder: Path, address: str, port: int) -> dict[str, str]:
+FIXED = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # Every request would be reported to a Python process, one datagram each.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+}
+"""Variables that are the same on every machine."""
+
+
+def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
     """Write what HAProxy needs into `folder`, and give the variables that make Ray use it.
 
-    `address` is numeric; Ray itself must be told that the server listens to `port` on 127.0.0.1.
+    `listen`: the numeric address and the port that HAProxy alone takes, while Ray and the replicas
+    are told 127.0.0.1. None: where Ray says, for replicas that other machines must reach as well.
     """
     for status, (kind, message) in _PAGES.items():
         headers = "Retry-After: 1\r\n" if status.startswith("503") else ""
@@ -105,8 +121,7 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
         _LAUNCHER.format(
             folder=folder,
             head_s=_HEAD_S,
-            address=address,
-            port=port,
+            bind="" if listen is None else _BIND.format(address=listen[0], port=listen[1]),
             death_signal=death_signal,
             binary=binary,
             more_than_one="{ res.fhdr_cnt(x-request-id) gt 1 }",
@@ -116,19 +131,14 @@ def environment(folder: Path, address: str, port: int) -> dict[str, str]:
     )
     launcher.chmod(stat.S_IRWXU)
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        **FIXED,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        # Every request would be reported to a Python process, one datagram each.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1" if (os.cpu_count() or 1) <= 4 else "2",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
     }
 
 

@@ -5,6 +5,8 @@ process (it is their "subreaper"), so that at the end everything that it ever st
 """
 
 import ctypes
+import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -19,10 +21,12 @@ from typing import Any
 
 import psutil
 
+from model_store.durable import is_locked, locked, own_folder
 from serving.errors import ConfigError
 
 _PR_SET_CHILD_SUBREAPER = 36
 _SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes a folder below it that is ours alone
+_LOCK = "lock"
 _LONGEST_FOLDER = 24
 """Unix sockets lie deep below the folder, and their paths may have 97 characters in all."""
 
@@ -40,6 +44,21 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def hold_folder(folder: Path) -> None:
+    """Make `folder` for this user alone, and keep it while one of the processes that called lives.
+
+    Folders beside it that no process holds any more are removed.
+    """
+    own_folder(folder.parent)
+    with locked(folder.parent / _LOCK):
+        own_folder(folder)
+        # The descriptor stays open, and with it the lock, until the process ends.
+        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
+        for other in folder.parent.iterdir():
+            if other.is_dir() and not is_locked(other):
+                shutil.rmtree(other, ignore_errors=True)
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose own parent dies."""
     if not sys.platform.startswith("linux"):
@@ -47,6 +66,13 @@ def adopt_orphans() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise ConfigError(f"prctl(PR_SET_CHILD_SUBREAPER) failed: errno {ctypes.get_errno()}")
+
+
+def free_memory() -> None:
+    """Give the system back what was freed: after loading, that is more than what is in use."""
+    gc.collect()
+    with suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def has_child(name: str) -> bool:

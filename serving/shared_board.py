@@ -8,6 +8,7 @@ is filled by the next reports; one that nobody calls any more ends itself.
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 from serving.board import Board, ReplicaStatus
@@ -150,3 +151,11 @@ def connect(namespace: str) -> Call:
             found = host.remote()
 
     return call
+
+
+def remove(namespace: str) -> None:
+    """End the board of an application that is no more."""
+    import ray
+
+    with suppress(ValueError):  # there is none
+        ray.kill(ray.get_actor(NAME, namespace=namespace))

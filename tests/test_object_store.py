@@ -110,7 +110,7 @@ def test_a_server_is_started_on_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs: list[ServeConfig] = []
-    monkeypatch.setattr("serving.deployment.run", configs.append)
+    monkeypatch.setattr("serving.private_ray.run", configs.append)
     succeed("serve")
     (config,) = configs
     assert config.store == store.location

@@ -19,7 +19,7 @@ class TestServe:
             (folder / "any").write_text("file")
             store.add_backbone("ab" * 32, "other", folder)
         configs: list[ServeConfig] = []
-        monkeypatch.setattr("serving.deployment.run", configs.append)
+        monkeypatch.setattr("serving.private_ray.run", configs.append)
         return configs
 
     def test_defaults_are_those_of_the_config(

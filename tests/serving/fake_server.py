@@ -10,9 +10,9 @@ from typing import Any
 from serving import deployment
 from serving.board import Board
 from serving.config import ServeConfig
-from serving.deployment import run
 from serving.errors import ConfigError, ServingError
 from serving.metrics import Metrics
+from serving.private_ray import run
 from tests.serving.fake_service import FakeService, open_fake_service
 
 SETTINGS: dict[str, dict[str, Any]] = {

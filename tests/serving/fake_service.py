@@ -14,7 +14,6 @@ from model_store.manifest import BackboneReference
 from model_store.store import VersionInfo
 from serving.board import Board, ReplicaStatus
 from serving.config import ServeConfig
-from serving.deployment import end_process
 from serving.errors import (
     DeadlineError,
     EngineError,
@@ -26,6 +25,7 @@ from serving.errors import (
     UnknownTaskError,
 )
 from serving.metrics import Metrics
+from serving.replica import end_process
 from serving.types import (
     PLAIN,
     Ask,

@@ -19,8 +19,8 @@ import pytest
 
 from serving import processes
 from serving.config import ServeConfig
-from serving.deployment import environment, run
 from serving.errors import ConfigError
+from serving.private_ray import environment, run
 from tests.running import TOKEN, Server, free_port, running
 from tests.serving.test_api import error_of
 
@@ -182,6 +182,14 @@ def test_metrics_are_summed_over_the_replicas(server: Server) -> None:
     counts = {server.metric("taskbone_requests_total", **labels) for _ in range(10)}
     assert counts == {40.0}
     assert server.metric("taskbone_queue_duration_seconds_count", task="pairs") == 40
+
+
+def test_a_machines_own_replicas_are_asked_for_metrics(server: Server) -> None:
+    (configuration,) = server.folder.glob("*/haproxy.cfg")
+    lines = [line.split() for line in configuration.read_text().splitlines()]
+    replicas = {line[1] for line in lines if line[:1] == ["server"]}
+    assert len(replicas) == 2
+    assert {line[1] for line in lines if line[2:] == "if { path /metrics }".split()} == replicas
 
 
 def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:

@@ -1,0 +1,116 @@
+"""One process that answers requests: what Ray makes, asks for its application and for its health.
+
+Knows how the parts are put together; nothing of how many replicas there are, or where.
+"""
+
+import gc
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_store.durable import own_folder
+from model_store.store import open_store
+from serving import processes
+from serving.config import ServeConfig
+from serving.keys import Key, KeyRing
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from serving.api import Service
+    from serving.board import Board
+    from serving.metrics import Metrics
+
+OpenService = Callable[[ServeConfig, "Metrics", "Board", str, Path | None], "Service"]
+"""Makes a replica's service: settings, metrics, the board of all replicas, this replica's name, and
+the folder in which those of one machine share the backbone's memory; None for one alone."""
+
+NAME = "taskbone"
+LOG = "replicas.log"
+METRICS = "metrics"
+_WEIGHTS = "weights"
+
+
+def open_service(
+    config: ServeConfig,
+    metrics: "Metrics",
+    board: "Board",
+    replica_id: str,
+    weights_folder: Path | None,
+) -> "Service":
+    """The real service. Imports torch, so only replicas call it."""
+    from serving.service import Service
+
+    return Service.open(config, metrics, board, replica_id, end_process, weights_folder)
+
+
+def end_process() -> None:
+    """End this replica now: requests that it cannot answer any more go to others at once.
+
+    Ray would notice at its next look, and wait for answers that will never come.
+    """
+    logging.getLogger("taskbone").error("the engine has died; this replica ends")
+    logging.shutdown()
+    os._exit(1)
+
+
+class Replica:
+    """Ray makes it in a process of its own."""
+
+    def __init__(
+        self, config: ServeConfig, folder: Path, open_service: OpenService, keys: tuple[Key, ...]
+    ) -> None:
+        """In `folder` the replicas of one machine have what they share."""
+        if not (folder / LOG).exists():  # there is nobody who would remove it
+            processes.hold_folder(folder)
+        own_folder(folder / METRICS)
+        from serving.app import build_app
+        from serving.metrics import Metrics
+        from serving.shared_board import RayBoard, connect
+
+        _log(folder / LOG)
+        metrics = Metrics()
+        board = RayBoard(connect(NAME))
+        # One process alone has its weights in huge pages, which a shared file has not everywhere.
+        weights_folder = folder / _WEIGHTS if config.most_replicas > 1 else None
+        self._service = open_service(config, metrics, board, replica_id(), weights_folder)
+        self._keys = KeyRing(open_store(config.store), keys).watch()
+        self._app = build_app(self._service, metrics, config, self._keys)
+        processes.free_memory()
+        # What is there now stays. A large body of many small things would otherwise have the
+        # collector look at all of it again and again, and every other request wait for seconds.
+        gc.freeze()
+
+    def __serve_build_asgi_app__(self) -> "ASGIApp":
+        return self._app
+
+    def check_health(self) -> None:
+        """Raise when the engine is dead or stuck; Ray then replaces this process."""
+        self._service.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_service"):
+            self._service.close()
+        if hasattr(self, "_keys"):
+            self._keys.close()
+
+
+def _log(path: Path) -> None:
+    """Into the file that the server's main process passes on; where there is none, to Ray."""
+    logging.basicConfig(
+        filename=path if path.exists() else None,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def replica_id() -> str:
+    """Who this replica is: Ray's name for it, its node and its process."""
+    import ray
+    from ray import serve
+
+    replica = serve.get_replica_context().replica_id.unique_id
+    node = ray.get_runtime_context().get_node_id()
+    return f"{replica}-{node[:12]}-{os.getpid()}"
