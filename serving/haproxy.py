@@ -51,7 +51,7 @@ sed -i \\
   -e '/^ *log /d' -e '/^ *option httplog/d' -e '/^ *option log-health-checks/d' \\
   -e '/^ *option splice-/d' \\
   -e '/ check backup$/d' \\
-  -e 's#^ *server \\([^ ]*\\) 127.0.0.1:.* check.*#    use-server \\1 if {{ path /metrics }}\\n&#' \\
+  -e 's#^ *server \\(\\S*\\) 127.0.0.1:.* check.*#    use-server \\1 if {{ path /metrics }}\\n&#' \\
   -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {folder}/503.http#' \\
   -e '/^ *errorfile 502/i\\' \\
   -e '    timeout http-request {head_s}s\\' \\

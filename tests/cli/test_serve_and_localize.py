@@ -20,6 +20,7 @@ class TestServe:
             store.add_backbone("ab" * 32, "other", folder)
         configs: list[ServeConfig] = []
         monkeypatch.setattr("serving.private_ray.run", configs.append)
+        monkeypatch.setattr("serving.cluster.run", configs.append)
         return configs
 
     def test_defaults_are_those_of_the_config(
@@ -35,7 +36,7 @@ class TestServe:
                 changed[name] = {"device": "cpu", "precision": "fp32"}[name]
             elif isinstance(setting.default, int | float) and not isinstance(setting.default, bool):
                 changed[name] = setting.default + 1
-            elif name in ("backbone", "host"):
+            elif name in ("backbone", "host", "ray_address"):
                 changed[name] = "other"
             elif name == "cache":
                 changed[name] = Path("/elsewhere")
