@@ -45,7 +45,8 @@ class TestServe:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
         succeed("serve", *options, "--no-auth")
         assert served == [ServeConfig(store=store.root, auth=False, **changed)]
-        assert changed.keys() | {"store", "auth"} == ServeConfig.model_fields.keys()
+        given = changed.keys() | {"store", "auth", "signature_key"}
+        assert given == ServeConfig.model_fields.keys()
 
     def test_no_backbone_is_said_before_anything_starts(
         self, served: list[ServeConfig], tmp_path: Path
