@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -63,12 +64,20 @@ class _LeanRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **documented: Any) -> None:
         super().__init__(path, endpoint, **documented)
+        self.allowed = set(self.methods or ())
+        """The methods of all routes of this path."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             response: Response = await endpoint(Request(scope, receive))
             await response(scope, receive, send)
 
         self.app = app
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or say which methods there are."""
+        if scope["method"] not in (self.methods or ()):
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.allowed))})
+        await self.app(scope, receive, send)
 
 
 class Api(FastAPI):
@@ -132,4 +141,8 @@ def build_api(service: Service, metrics: Metrics, config: ServeConfig) -> Api:
     vllm.add_routes(api, service, config)
     tei.add_routes(api, service, config)
     site.add_routes(api, service, metrics)
+    routes = [route for route in api.routes if isinstance(route, _LeanRoute)]
+    for route in routes:
+        same = [one for one in routes if one.path == route.path]
+        route.allowed = {name for one in same for name in one.methods or ()}
     return api

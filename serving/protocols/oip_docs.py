@@ -12,6 +12,7 @@ from serving.protocols.routes import (
     answers,
     extra,
     json_body,
+    or_null,
     record,
 )
 
@@ -137,19 +138,19 @@ _INPUT = record(
     name={"type": "string", "enum": ["text", "text_pair"]},
     shape={"type": "array", "minItems": 1, "maxItems": 2, "items": _COUNT},
     datatype={"type": "string", "enum": ["BYTES"]},
-    data={"type": "array", "items": {"type": "string"}},
-    parameters=record((), binary_data_size=_COUNT),
+    data=or_null({"type": "array", "items": {"type": "string"}}),
+    parameters=record((), binary_data_size=or_null(_COUNT)),
 )
 _OUTPUT = record(
     ("name",),
     name={"type": "string", "enum": ["label", "score", "probabilities"]},
-    parameters=record((), binary_data={"type": "boolean"}),
+    parameters=record((), binary_data=or_null({"type": "boolean"})),
 )
 _PARAMETERS = record(
     (),
     binary_data_output={"type": "boolean", "default": False},
     truncate={"type": "boolean", "default": True},
-    timeout={"type": "integer", "minimum": 1, "description": "In microseconds."},
+    timeout=or_null({"type": "integer", "minimum": 1, "description": "In microseconds."}),
 )
 _BODY = json_body(
     record(
@@ -157,7 +158,7 @@ _BODY = json_body(
         id={"type": "string"},
         parameters=_PARAMETERS,
         inputs={"type": "array", "minItems": 1, "items": _INPUT},
-        outputs={"type": "array", "minItems": 1, "items": _OUTPUT},
+        outputs=or_null({"type": "array", "items": _OUTPUT}),
     ),
     {
         "two texts": {
@@ -267,7 +268,7 @@ LOAD = _route(
     TASK_IN_PATH,
     body={
         **json_body(
-            record((), parameters=record((), version=_VERSION)),
+            record((), parameters=record((), version=or_null(_VERSION))),
             {"version 3": {"parameters": {"version": "3"}}},
         ),
         "required": False,

@@ -146,6 +146,12 @@ def record(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str,
     }
 
 
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value that may be null, too, which says the same as leaving it away."""
+    more = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return {**schema, **more, "nullable": True}
+
+
 def flag_parameter(name: str, default: bool, description: str) -> dict[str, Any]:
     """A query parameter that is `true` or `false`."""
     return {

@@ -10,6 +10,7 @@ from serving.protocols.routes import (
     answers,
     extra,
     json_body,
+    or_null,
     record,
 )
 
@@ -77,7 +78,7 @@ _BODY = json_body(
                 {"type": "array", "minItems": 1, "items": _PAIR, "title": "a batch"},
             ]
         },
-        truncate={"type": "boolean", "default": True},
+        truncate=or_null({"type": "boolean", "default": True}),
         truncation_direction={"type": "string", "enum": ["Right"]},
         raw_scores={"type": "boolean", "enum": [False]},
     ),

@@ -12,6 +12,7 @@ from serving.protocols.routes import (
     answers,
     extra,
     json_body,
+    or_null,
     record,
 )
 
@@ -93,10 +94,10 @@ list of texts, or a list of pairs. Texts that are too long are refused, unless
 _BODY = json_body(
     record(
         ("input",),
-        model={"type": "string"},
+        model=or_null({"type": "string"}),
         input=INPUTS,
-        truncate_prompt_tokens={"type": "integer", "enum": [-1]},
-        user={"type": "string"},
+        truncate_prompt_tokens=or_null({"type": "integer", "enum": [-1]}),
+        user=or_null({"type": "string"}),
     ),
     {"a text": {"model": "sentiment", "input": "A charming and moving film."}},
 )
