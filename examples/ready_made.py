@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model_store.backbone import Backbone, import_checkpoint, load_backbone
-from model_store.store import Store
+from model_store.store import Store, open_store
 from model_store.verification import check_file
 
 BACKBONE = "all-MiniLM-L6-v2"
@@ -52,9 +52,9 @@ def prepare(store: Store) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--store", required=True, help="folder or URL of the store")
     arguments = parser.parse_args()
-    names = prepare(Store(arguments.store))
+    names = prepare(open_store(arguments.store))
     print(f"{arguments.store}: {BACKBONE} and {len(names)} tasks: {', '.join(names)}")
 
 

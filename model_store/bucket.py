@@ -155,13 +155,13 @@ class Bucket:
             yield
         except StoreError:
             raise
-        except Exception as error:  # every protocol's library has errors of its own
+        except Exception as error:  # noqa: BLE001 - every protocol's library has its own errors
             reason = f"{type(error).__name__}: {error}"
             raise StoreError(
                 f"cannot {doing} the store {self.location}: {reason}; needed are a bucket that is "
                 f"there, and credentials that may {doing} it, where the protocol's library looks "
                 "for them (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
-            ) from error
+            ) from None  # which would be pages of the library's inner calls
 
 
 def _code(error: OSError) -> str | None:

@@ -12,7 +12,6 @@ against its digest. The decisions are in `docs/decisions/0014-object-stores.md`.
     audit/<day>/<time>-<mark>                 who changed what, an object for each entry
 """
 
-import hashlib
 import json
 import os
 import re
@@ -23,18 +22,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from model_store import uploads
 from model_store.bucket import Bucket
 from model_store.durable import locked, new_locked_folder, sha256, sweep_staging, sync
 from model_store.errors import StoreError
 from model_store.generations import TRIES, Generations, pause
-from model_store.manifest import VerifiedArtifact
 from model_store.registry import BackboneRecord, Registry, StoredFiles, VersionRecord
 from model_store.storage import Change, Token, decode, encode
+from model_store.uploads import Uploads, digest_of, file_name, stored_files, version_name
 
-GRACE = 1000
-"""So many changes after it was uploaded, an object that no registry has named may be removed."""
 SWEEP_EVERY = 100
-"""So many changes from one look for such objects to the next."""
+"""So many changes from one look for what killed writers have left to the next."""
 
 _MARK = re.compile(r"/(\d{10})-[0-9a-f]{32}[./]")
 _RESTORE = "; restore the bucket from a copy, or use another prefix"
@@ -71,15 +69,15 @@ class ObjectStorage:
 
     def read_version(self, task: str, number: int, record: VersionRecord) -> bytes | None:
         """A version's bytes, unchecked; None where the object is missing."""
-        return self._bucket.get(_version_name(task, record.file))
+        return self._bucket.get(version_name(task, record.file))
 
     def version_place(self, task: str, number: int, record: VersionRecord) -> str:
         """The URL of a version's object."""
-        return f"{self.location}/{_version_name(task, record.file)}"
+        return f"{self.location}/{version_name(task, record.file)}"
 
     def backbone_folder(self, fingerprint: str, record: BackboneRecord) -> Path:
         """A backbone's files, downloaded unless this machine has them."""
-        stored = _stored(record)
+        stored = stored_files(record)
         # What is in the files names the folder, so that a backbone that was repaired is new.
         content = sha256(json.dumps(stored.digests, sort_keys=True).encode())[:16]
         path = self._cache / "backbones" / content / fingerprint
@@ -110,20 +108,20 @@ class ObjectStorage:
 
     def change(self, change: Change) -> tuple[Registry, Registry]:
         """Create the next generation of the registry, and remove what it names no longer."""
-        uploads = Uploads(self._bucket)
+        files = Uploads(self._bucket)
         for attempt in range(TRIES):
             number, before = self._read()
             if not number:  # an empty one first: what is uploaded then belongs to a store
                 self._bucket.check()
                 self._registry.append(1, encode(before))
                 continue
-            uploads.generation = number
-            after = change(before, uploads)
+            files.generation = number
+            after = change(before, files)
             if after == before:
-                self._bucket.remove(sorted(uploads.names - _names(after)))
+                self._bucket.remove(sorted(files.names - _names(after)))
                 return before, after
             if self._registry.append(number + 1, encode(after)):
-                self._bucket.remove(sorted((_names(before) | uploads.names) - _names(after)))
+                self._bucket.remove(sorted((_names(before) | files.names) - _names(after)))
                 # Only now: nobody can change what this generation does not know of.
                 if (number + 1) % SWEEP_EVERY == 0:
                     self._sweep(number + 1, after)
@@ -185,7 +183,7 @@ class ObjectStorage:
         named = _names(registry)
         for name in (*self._bucket.names("tasks"), *self._bucket.names("backbones")):
             mark = _MARK.search(name)
-            if mark and name not in named and int(mark[1]) < generation - GRACE:
+            if mark and name not in named and int(mark[1]) < generation - uploads.GRACE:
                 self._bucket.remove([name])
 
     @contextmanager
@@ -207,12 +205,12 @@ class ObjectStorage:
         folder, descriptor = new_locked_folder(self._cache / "staging")
         try:
             for file, digest in stored.digests.items():
-                name = _file_name(fingerprint, stored, file)
+                name = file_name(fingerprint, stored, file)
                 if not self._bucket.download(name, folder / file):
                     raise StoreError(
                         f"{self.location}/{name}: the object is missing; add the backbone again"
                     )
-                if _digest(folder / file) != digest:
+                if digest_of(folder / file) != digest:
                     raise StoreError(
                         f"{self.location}/{name}: the object is damaged, or was so on its way; try "
                         "again, or add the backbone again"
@@ -227,110 +225,24 @@ class ObjectStorage:
             os.close(descriptor)
 
 
-class Uploads:
-    """What one change has uploaded. Is a `storage.Files`.
-
-    A name is never used twice, and begins with the generation that its change started from. After
-    more than `GRACE` generations a change uploads again under a new name rather than name an old
-    one: so an object that is older, and that the newest registry does not name, will not be named.
-    """
-
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket = bucket
-        self.generation = 0
-        self.names: set[str] = set()
-        self._last: tuple[int, str] | None = None
-
-    def put_version(
-        self, task: str, number: int, artifact: VerifiedArtifact, known: VersionRecord | None
-    ) -> str:
-        """Upload a version's bytes, unless they are there, whole."""
-        if sha256(artifact.data) != artifact.digest:
-            raise StoreError(f"task {task!r}: the bytes to publish do not have the digest given")
-        if known is not None and known.file is not None:
-            there = self._bucket.get(_version_name(task, known.file))
-            if there is not None and sha256(there) == artifact.digest:
-                return known.file
-        mark, new = self._mark()
-        if new:
-            self._put(_version_name(task, mark), artifact.data)
-        return mark
-
-    def put_backbone(
-        self, fingerprint: str, files: Path, known: BackboneRecord | None
-    ) -> StoredFiles:
-        """Upload a backbone's files, unless they are there, whole."""
-        digests = {file.name: _digest(file) for file in sorted(files.iterdir())}
-        there = known.stored if known else None
-        if there and there.digests == digests and self._is_whole(fingerprint, there):
-            return there
-        mark, new = self._mark()
-        stored = StoredFiles(folder=mark, digests=digests)
-        for file in files.iterdir() if new else ():
-            name = _file_name(fingerprint, stored, file.name)
-            self.names.add(name)
-            self._bucket.upload(name, file)
-        return stored
-
-    def _put(self, name: str, data: bytes) -> None:
-        self.names.add(name)
-        self._bucket.put(name, data)
-
-    def _mark(self) -> tuple[str, bool]:
-        """A mark for this change's upload, and whether it is new."""
-        if self._last is not None and self._last[0] >= self.generation - GRACE:
-            return self._last[1], False
-        mark = f"{self.generation:010}-{uuid4().hex}"
-        self._last = self.generation, mark
-        return mark, True
-
-    def _is_whole(self, fingerprint: str, stored: StoredFiles) -> bool:
-        for file, digest in stored.digests.items():
-            data = self._bucket.get(_file_name(fingerprint, stored, file))
-            if data is None or sha256(data) != digest:
-                return False
-        return True
-
-
 def _token(number: int) -> Token | None:
     return (number,) if number else None
-
-
-def _version_name(task: str, mark: str | None) -> str:
-    if mark is None:
-        raise StoreError(f"task {task!r}: the registry does not say which object a version is")
-    return f"tasks/{task}/{mark}.safetensors"
-
-
-def _file_name(fingerprint: str, stored: StoredFiles, file: str) -> str:
-    return f"backbones/{fingerprint}/{stored.folder}/{file}"
-
-
-def _stored(record: BackboneRecord) -> StoredFiles:
-    if record.stored is None:
-        raise StoreError(f"backbone {record.name!r}: the registry does not say where its files are")
-    return record.stored
 
 
 def _names(registry: Registry) -> set[str]:
     """The objects that a registry names."""
     versions = {
-        _version_name(task, version.file)
+        version_name(task, version.file)
         for task, record in registry.tasks.items()
         for version in record.versions.values()
     }
     return versions | {
-        _file_name(fingerprint, _stored(record), file)
+        file_name(fingerprint, stored_files(record), file)
         for fingerprint, record in registry.backbones.items()
-        for file in _stored(record).digests
+        for file in stored_files(record).digests
     }
 
 
 def _is_complete(path: Path, record: BackboneRecord) -> bool:
     """Whether a folder of the cache has all bytes: it was checked before it got its name."""
     return path.is_dir() and sum(file.stat().st_size for file in path.iterdir()) == record.bytes
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

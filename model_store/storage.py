@@ -109,8 +109,7 @@ class Storage(Protocol):
 
 
 def encode(registry: Registry) -> bytes:
-    """A registry as it is kept. What is not set is not written, so that older versions of Taskbone
-    read whatever they know."""
+    """A registry as it is kept; what is not set is not written."""
     return registry.model_dump_json(indent=1, exclude_none=True).encode()
 
 

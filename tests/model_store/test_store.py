@@ -263,7 +263,6 @@ class TestCanaryAndShadow:
         assert self.roles(store) == (None, None, None)
 
     def test_a_registry_without_them_names_neither(self, store: Store) -> None:
-        """So that a version of Taskbone that knows neither reads it."""
         store.set_canary("mood", 1, 10)
         store.set_shadow("mood", 1)
         path = store.root / "registry.json"

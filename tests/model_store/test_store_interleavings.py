@@ -15,7 +15,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_store import generations, objects
+from model_store import generations, objects, uploads
 from model_store.errors import ConflictError, NotFoundError, StoreError
 from model_store.store import Store
 from tests.model_store.example_artifacts import example_artifact
@@ -230,8 +230,8 @@ def test_nothing_is_lost_or_half_in_any_order(
         world.reader,
     ]
     with ExitStack() as patched:
-        for name, value in (("GRACE", grace), ("SWEEP_EVERY", 1)):
-            patched.enter_context(mock.patch.object(objects, name, value))
+        patched.enter_context(mock.patch.object(uploads, "GRACE", grace))
+        patched.enter_context(mock.patch.object(objects, "SWEEP_EVERY", 1))
         patched.enter_context(mock.patch.object(generations, "KEPT", kept))
         for module in (generations, objects):
             patched.enter_context(mock.patch.object(module, "pause"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store import generations, objects
+from model_store import generations, objects, uploads
 from model_store.audit import AuditEntry
 from model_store.bucket import Bucket
 from model_store.errors import ConflictError, NotFoundError, StoreError
@@ -381,7 +381,7 @@ class TestSweeping:
     def test_what_a_killed_writer_left_goes_when_it_is_old(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(objects, "GRACE", 4)
+        monkeypatch.setattr(uploads, "GRACE", 4)
         monkeypatch.setattr(objects, "SWEEP_EVERY", 1)
         store.publish(FIRST)
         bucket = Bucket(store.location)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from model_store import objects
+from model_store import objects, uploads
 from model_store.bucket import Bucket
 from model_store.store import Store, open_store
 from tests.model_store.example_artifacts import example_artifact
@@ -85,7 +85,7 @@ def test_killed_before_every_request(killed: dict[str, list[Store]], change: str
     store = killed[change][max(turn - 1, 0)]
     before = state(store)
     store.append_audit(entry("later"))
-    with mock.patch.object(objects, "GRACE", 1), mock.patch.object(objects, "SWEEP_EVERY", 1):
+    with mock.patch.object(uploads, "GRACE", 1), mock.patch.object(objects, "SWEEP_EVERY", 1):
         for number in (1, 2, 3):
             assert store.publish(example_artifact("later", str(number).encode())).version == number
     after = state(store)
