@@ -115,7 +115,8 @@ class Admission(Generic[Work]):
     def take(self, now: float) -> tuple[list[tuple[Part[Work], int]], list[Refused[Work]]]:
         """The next batch, as parts and the numbers of their sequences, and what came too late.
 
-        Nothing is taken that has waited longer than is allowed, and for one batch more.
+        Nothing is taken that has waited longer than is allowed, and for one full batch more: the
+        one that was under way when it came.
         """
         refused: list[Refused[Work]] = []
 
@@ -280,7 +281,8 @@ class Admission(Generic[Work]):
         if request.deadline is not None and now > request.deadline:
             return DeadlineError("the deadline passed before the request's turn came")
         waited = now - request.submitted - part.forward_s
-        if waited <= self._limits.queued_s + self._batch_s:
+        one_batch_s = max(self._batch_s, self._limits.batch_tokens / self._rate)
+        if waited <= self._limits.queued_s + one_batch_s:
             return None
         return OverloadedError(
             f"the request waited for {waited:.1f} s, and {self._limits.queued_s:.1f} s are "
