@@ -146,6 +146,14 @@ def test_few_tokens_tell_no_rate() -> None:
     assert server.admission.capacity == LIMITS.queued_tokens
 
 
+def test_one_slow_batch_moves_the_rate_a_little() -> None:
+    server = _warm()
+    server.rate = RATE / 100
+    server.ask(0, *[100] * 10)
+    server.run_until(server.now + 100)
+    assert server.admission.capacity == pytest.approx(2.0 * RATE * (1 - 0.99 / 16))
+
+
 def test_a_slow_spell_leaves_room_for_a_batch_and_so_is_forgotten() -> None:
     server = Server(rate=10.0)
     server.ask(-1, *[100] * 10)
@@ -181,6 +189,19 @@ def test_who_comes_again_when_told_is_admitted(tokens: int, others: int, elapsed
         assert server.ask(-3, tokens).waits
 
 
+def test_the_time_told_counts_the_batch_under_way() -> None:
+    server = _warm()
+    server.ask(0, *[100] * 10)
+    server.run_until(server.now)
+    for number in range(1, 35):
+        server.ask(number, 600)
+    with pytest.raises(OverloadedError) as refused:
+        server.ask(-2, *[400] * 99)  # 10,000 too many: a second, and what is left of the batch
+    assert refused.value.retry_after_s == 2
+    server.run_until(server.now + 2)
+    assert server.ask(-3, *[400] * 99).waits
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 0.2), st.lists(st.integers(1, 600), min_size=1, max_size=5)),
@@ -212,7 +233,9 @@ def test_at_a_steady_rate_whoever_is_admitted_is_answered_in_time(
 def test_a_key_within_its_share_is_admitted_and_the_newest_of_who_has_most_give_way() -> None:
     server = _warm()
     admitted, _ = _flood(server, "k")
-    assert _flood(server, "l", first=1000)[0] == 200
+    server.ask(1000, 50, key="l")
+    assert list(server.late) == [admitted - 1]
+    assert _flood(server, "l", first=1001)[0] == 199
     assert sorted(server.late) == list(range(admitted - 200, admitted)), "one for one, newest first"
     assert all(isinstance(error, RateLimitedError) for error in server.late.values())
     for number, key in enumerate("kl"):
@@ -222,6 +245,24 @@ def test_a_key_within_its_share_is_admitted_and_the_newest_of_who_has_most_give_
     assert _flood(server, "m", first=2000)[0] == 20_000 // 3 // 50
     gave = Counter("l" if number >= 1000 else "k" for number in server.late)
     assert abs(gave["k"] - 200 - gave["l"]) <= 1
+
+
+def test_who_is_furthest_over_its_share_gives_way_first() -> None:
+    server = Server()
+    for number in range(330):
+        server.ask(number, 100, key="k")
+    for number in range(1000, 1170):
+        server.ask(number, 100, key="l")
+    for number in range(2000, 2010):
+        server.ask(number, 100, key="m")
+    assert sorted(server.late) == list(range(320, 330)), "all of k's, though l is over, too"
+    heavy = Server()
+    for number in range(330):
+        heavy.ask(number, 100, key="k", weight=4.0)
+    for number in range(1000, 1170):
+        heavy.ask(number, 100, key="l")
+    heavy.ask(2000, 100, key="m", weight=2.0)
+    assert list(heavy.late) == [1169], "it has less than k, but more for its weight"
 
 
 def test_shares_go_by_weight() -> None:
