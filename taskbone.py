@@ -158,13 +158,13 @@ def serve(store: Store, **settings: Any) -> None:
 def ray_environment() -> None:
     """Print the variables that the nodes of a Ray need to be started with.
 
-    For `taskbone serve --ray-address` and for `serve deploy`: run this on every node, before Ray is
-    started there. It writes what HAProxy needs into a folder of this user's below /tmp.
+    For `taskbone serve --ray-address` and for `serve deploy`. On every node, before `ray start`:
+    eval "$(taskbone ray-environment)". It writes what HAProxy needs into a folder of this user's
+    below /tmp.
 
     \b
     Example:
-        eval "$(taskbone ray-environment)"
-        ray start --head
+        taskbone ray-environment
     """
     from serving.cluster_environment import exports
 

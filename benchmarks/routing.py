@@ -4,8 +4,8 @@
 
 Three replicas on MiniLM-L6 with tasks drawn by chance, asked by Zipf's law, with room for the plans
 of some of them. HAProxy sends a request to the replica with the fewest under way, or to the one
-that its path's hash names, unless that has more than 1.5 times its share. Both servers run all the time
-and are asked in turns; medians over the rounds. The last line of output is one JSON object.
+that its path's hash names, unless that has more than 1.5 times its share. Both servers run all the
+time and are asked in turns; medians over the rounds. The last line of output is one JSON object.
 """
 
 import argparse
