@@ -7,7 +7,6 @@ needs more and not less: an unknown way to change something is for admins.
 import hashlib
 import hmac
 import re
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from serving.errors import ForbiddenError, UnauthorizedError
@@ -26,6 +25,7 @@ _NO_CHANGE = re.compile(
     r"/v1/predict|/v1/tasks/[^/\n]+/predict|/v1/tasks/[^/\n]+/versions/[^/\n]+/predict"
     r"|/v2/repository/index"
 )
+_COOKIE = re.compile(rb"(?:^|; ?)" + COOKIE.encode() + rb"=(([0-9a-f]{12})\.[0-9a-f]{64})(?:;|$)")
 _ADMIN_IS_OFF = (
     "no key of this server has the scope 'admin', so nothing that it serves can be changed over "
     "HTTP; make one on its machine with: taskbone keys add NAME --scope admin"
@@ -104,17 +104,11 @@ class Guard:
         return key
 
     def _key_of_cookie(self, headers: Headers) -> Key | None:
-        try:
-            found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-        except CookieError:
+        found = _COOKIE.search(headers.get(b"cookie", b""))
+        key = self._keys.find(found[2].decode()) if found else None
+        if found is None or key is None or not key.is_live:
             return None
-        if found is None:
-            return None
-        key = self._keys.find(found.value.partition(".")[0])
-        if key is None or not key.is_live:
-            return None
-        right = hmac.compare_digest(found.value.encode(), _cookie_of(key).encode())
-        return key if right else None
+        return key if hmac.compare_digest(found[1], _cookie_of(key).encode()) else None
 
     def _refuse(self, caller: Caller, scope: Scope) -> None:
         if scope == "admin" and not self._keys.opens("admin"):

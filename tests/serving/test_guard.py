@@ -5,20 +5,24 @@ A new route fails here until somebody has decided who may use it.
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.api import build_api
 from serving.config import ServeConfig
-from serving.guard import scope_of
+from serving.errors import ForbiddenError, UnauthorizedError
+from serving.guard import Guard, scope_of
 from serving.key_book import make_key
 from serving.keys import KeyRing, new_secret
+from serving.local_key import environment_keys
 from serving.metrics import Metrics
-from serving.types import SCOPES, Scope
-from tests.serving.conftest import Served
+from serving.types import ANYBODY, SCOPES, Caller, Scope
+from tests.serving.conftest import KEYS, Served
 from tests.serving.fake_service import FakeService
 
 OPEN = None
@@ -199,3 +203,109 @@ def test_no_spelling_of_a_path_needs_less(
 )
 def test_what_no_route_is_named_for(method: str, path: str, scope: Scope | None) -> None:
     assert scope_of(method, path) == scope
+
+
+# --- keys for some tasks --------------------------------------------------------------------------
+
+MINE, OTHER = "parity", "pairs"
+Ask = Callable[..., httpx.Response]
+TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+BODIES: dict[str, dict[str, Any]] = {
+    "predict": {"json": {"inputs": "a"}},
+    "infer": {"json": {"inputs": [TENSOR]}},
+}
+
+
+@pytest.fixture
+def for_one_task(serve: Callable[..., Served]) -> Ask:
+    """The application, asked with a key that opens everything of one task."""
+    key, secret = make_key("mine", sorted(SCOPES), [MINE])
+    served = serve(KeyRing(None, [key, *environment_keys(KEYS)]))
+    for task in (MINE, OTHER):
+        assert served.ask("POST", f"/v1/tasks/{task}/versions", content=b"artifact").is_success
+    return partial(served.ask, token=secret)
+
+
+@pytest.mark.parametrize(("method", "path"), [one for one in OPERATIONS if "{task}" in one[1]])
+def test_a_key_for_one_task_reaches_no_other(for_one_task: Ask, method: str, path: str) -> None:
+    body = BODIES.get(path.rpartition("/")[2], {})
+    for other in (OTHER, "nothing"):
+        answer = for_one_task(method, path.format(**(PARAMETERS | {"task": other})), **body)
+        assert answer.status_code == 403
+        assert f"'mine' is not for the task '{other}'" in answer.text
+    assert for_one_task(method, path.format(**PARAMETERS), **body).status_code != 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/predict", {"tasks": [MINE, OTHER], "inputs": "a"}),
+        ("/classify", {"model": OTHER, "input": "a"}),
+        (f"/predict?task={OTHER}", {"inputs": "a"}),
+    ],
+)
+def test_nor_does_it_by_a_name_in_the_body(
+    for_one_task: Ask, path: str, body: dict[str, Any]
+) -> None:
+    answer = for_one_task("POST", path, json=body)
+    assert answer.status_code == 403
+
+
+LISTS = [
+    (method, path)
+    for method, path in OPERATIONS
+    if "{" not in path and DECIDED.get((method, path)) in ("predict", "admin")
+]
+
+
+@pytest.mark.parametrize(("method", "path"), LISTS)
+def test_no_list_names_another_task(for_one_task: Ask, method: str, path: str) -> None:
+    """But `/metrics`, whose series name every task: a key for metrics sees the whole server."""
+    body = {
+        "/v1/predict": {"tasks": "*", "inputs": "a"},
+        "/predict": {"inputs": "a"},
+        "/classify": {"input": "a"},
+    }
+    content = {"json": body[path]} if path in body else {}
+    answer = for_one_task(method, path, **content)
+    assert answer.status_code == 200
+    assert f'"{OTHER}"' not in answer.text
+
+
+# --- whatever is sent -----------------------------------------------------------------------------
+
+
+@given(
+    authorization=st.binary(max_size=80),
+    cookie=st.one_of(
+        st.binary(max_size=80), st.from_regex(rb"taskbone_docs=[0-9a-f]{12}\\.[0-9a-f]{64}")
+    ),
+    origin=st.binary(max_size=40),
+    query=st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda b: b"token=" + b)),
+    method=st.sampled_from(["GET", "POST", "DELETE"]),
+    path=st.sampled_from(["/docs", "/v1/tasks", "/metrics", "/v1/audit", "/openapi.json"]),
+    auth=st.booleans(),
+)
+def test_whatever_the_headers_are_nobody_gets_in_and_nothing_breaks(
+    authorization: bytes,
+    cookie: bytes,
+    origin: bytes,
+    query: bytes,
+    method: str,
+    path: str,
+    auth: bool,
+) -> None:
+    headers = {b"authorization": authorization, b"cookie": cookie, b"origin": origin}
+    extra: list[tuple[bytes, bytes]] = []
+    guard = Guard(RING, auth=auth)
+    caller: Caller | None
+    try:
+        caller = guard.admit(method, path, headers, query, extra)
+    except (UnauthorizedError, ForbiddenError):
+        caller = None
+    may_enter = not auth and scope_of(method, path) != "admin"
+    assert caller is (ANYBODY if may_enter and caller else None)
+    assert extra == []
+
+
+RING = KeyRing(None, [make_key("somebody", sorted(SCOPES))[0]])
