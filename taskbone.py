@@ -15,7 +15,7 @@ from model_store.errors import ModelStoreError
 from model_store.manifest import TextInput
 from model_store.store import CACHE_VARIABLE, Store
 from model_store.tables import shortened, show_json, show_table, working
-from serving.commands import key_commands
+from serving.commands import key_commands, node_command
 from serving.config import ServeConfig
 from serving.errors import ServingError
 
@@ -84,6 +84,7 @@ SERVE_HELP = {
     "replicas": "Processes that answer requests; with --max-replicas, those at the start.",
     "min_replicas": "Fewest replicas, where their number follows the load.",
     "max_replicas": "Most replicas; 0: their number does not follow the load.",
+    "replicas_per_node": "With --ray-address: replicas of every node, also of later ones.",
     "target_ongoing_requests": "Requests under way for each replica above which more are started.",
     "device": "Where to compute; auto takes CUDA where there is one.",
     "precision": "Number format; auto takes bf16 where the processor has it, int8 is faster.",
@@ -423,6 +424,7 @@ def show_answer(answer: dict[str, Any], inputs: Sequence[TextInput]) -> None:
 
 cli.add_command(store_commands)
 cli.add_command(key_commands)
+cli.add_command(node_command)
 
 
 def main() -> None:

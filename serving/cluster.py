@@ -14,13 +14,16 @@ from typing import Any
 from rich.console import Console
 
 from model_store.store import open_store
-from serving import cluster_environment, deployment, processes, startup
+from serving import cluster_environment, deployment, processes, ray_token, startup
 from serving.config import ServeConfig
 from serving.errors import ConfigError, ServingError
 from serving.local_key import environment_keys, prepare
 from serving.replica import NAME, OpenService, open_service
 from serving.shared_board import remove
+from serving.spread import living_nodes
 
+PORT_LABEL = "taskbone-port"
+"""Of nodes that `taskbone node` has started: the port of their HAProxy."""
 _LOOK_S = 2.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -34,8 +37,10 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     console = Console(highlight=False)
     # What is decided where the application is put together is decided as on the nodes.
     os.environ.update(cluster_environment.needed())
+    if token := os.environ.get(ray_token.VARIABLE):
+        os.environ.update(ray_token.variables(token))
     keys = environment_keys()
-    token = prepare(config, open_store(config.store))
+    key = prepare(config, open_store(config.store))
     with processes.Signals() as signals, startup.progress(console) as step:
         step(f"joining the Ray at {config.ray_address}")
         nodes = _join(config)
@@ -46,9 +51,9 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
             _open_doors(config)
             folder = deployment.common_folder()
             deployment.start(deployment.bind(config, folder, keys, open_service))
-            reached = config.model_copy(update={"host": _door(config)})
-            tasks = startup.wait_until_ready(reached, token)
-            startup.show(console, reached, token, tasks)
+            reached = config.model_copy(update=_door(config))
+            tasks = startup.wait_until_ready(reached, key)
+            startup.show(console, reached, key, tasks)
             _watch()
         except KeyboardInterrupt as received:
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
@@ -70,18 +75,12 @@ def _join(config: ServeConfig) -> list[dict[str, Any]]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"there is no Ray to join at {address!r}: {error}") from error
-    return _nodes()
-
-
-def _nodes() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return living_nodes()
 
 
 def _check(config: ServeConfig, nodes: list[dict[str, Any]]) -> None:
     """Raise `ConfigError` unless every node was started so that replicas can serve there."""
-    addresses = {node["NodeManagerAddress"] for node in nodes}
+    addresses = {node["NodeManagerAddress"] for node in nodes if PORT_LABEL not in node["Labels"]}
     if len(addresses) > 1 and config.host in _LOOPBACK:
         raise ConfigError(
             f"host {config.host}: the machines of this Ray must reach each other's replicas; "
@@ -124,17 +123,19 @@ def _open_doors(config: ServeConfig) -> None:
     )
 
 
-def _door(config: ServeConfig) -> str:
-    """The address of a node whose HAProxy answers: this one, if it is one of them."""
-    if config.host in _LOOPBACK:
-        return config.host
+def _door(config: ServeConfig) -> dict[str, Any]:
+    """Host and port of a node whose HAProxy answers: this one, if it is one of them."""
     import ray
     from ray import serve
 
-    addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in _nodes()}
+    nodes = {node["NodeID"]: node for node in living_nodes()}
     here = ray.get_runtime_context().get_node_id()
     doors = list(serve.status().proxies)
-    return addresses[here if here in doors or not doors else doors[0]]
+    node = nodes[here if here in doors or not doors else doors[0]]
+    address = str(node["NodeManagerAddress"])
+    if PORT_LABEL in node["Labels"]:
+        return {"host": address, "port": int(node["Labels"][PORT_LABEL])}
+    return {"host": config.host if config.host in _LOOPBACK else address}
 
 
 def _watch() -> None:

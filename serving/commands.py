@@ -1,7 +1,8 @@
-"""The `taskbone keys` commands. Imports inside a command what only that one needs."""
+"""The commands `taskbone keys` and `taskbone node`. What only one needs is imported inside it."""
 
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import click
@@ -148,6 +149,40 @@ def keys_revoke(name: str, store: Store, as_json: bool) -> None:
         show_json({"revoked": name})
     else:
         click.echo(f"Revoked {name}.")
+
+
+@click.command("node")
+@click.option("--head", is_flag=True, help="Be the first node of a new cluster.")
+@click.option("--join", metavar="HEAD:PORT", help="Where the cluster's head is.")
+@click.option("--host", required=True, help="This machine's address; other nodes must reach it.")
+@click.option("--port", default=8000, show_default=True, help="Port of its front door.")
+@click.option("--ray-port", default=6379, show_default=True, help="With --head: Ray's own port.")
+@click.option(
+    "--ray-token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the secret that all nodes share.  [default: RAY_AUTH_TOKEN]",
+)
+def node_command(
+    head: bool, join: str | None, host: str, port: int, ray_port: int, ray_token_file: Path | None
+) -> None:
+    """Be one machine of a server over several machines, until Ctrl-C.
+
+    All nodes share a secret: RAY_AUTH_TOKEN, or a file. `taskbone serve --ray-address` puts the
+    server onto the cluster; each node then answers for all tasks at its own address.
+
+    \b
+    Examples:
+        taskbone node --head --host 10.0.0.1 --ray-token-file secret
+        taskbone node --join 10.0.0.1:6379 --host 10.0.0.2 --ray-token-file secret
+        RAY_AUTH_TOKEN=$(cat secret) taskbone serve --ray-address 10.0.0.1:6379 \\
+            --replicas-per-node 1
+    """
+    if head == (join is not None):
+        raise click.UsageError("give either --head, for the first node, or --join HEAD:PORT")
+    from serving import node
+    from serving.ray_token import ray_token
+
+    node.run(host, port, ray_token(ray_token_file), ray_port, join)
 
 
 def _book(store: Store) -> KeyBook:

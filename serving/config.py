@@ -44,6 +44,8 @@ class ServeConfig(Frozen):
     min_replicas: Count = 1
     max_replicas: Annotated[int, Field(ge=0)] = 0
     """Replicas come and go with the load, up to so many; 0: their number stays."""
+    replicas_per_node: Annotated[int, Field(ge=0)] = 0
+    """On a Ray of several nodes: so many on each, also on one that joins later; 0: `replicas`."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 32.0
     """Requests under way for each replica, above which another one is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -75,7 +77,7 @@ class ServeConfig(Frozen):
     @property
     def most_replicas(self) -> int:
         """How many there may be at once."""
-        return self.max_replicas or self.replicas
+        return self.replicas_per_node or self.max_replicas or self.replicas
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from model_store.store import open_store
 from serving.cluster_environment import check_process
 from serving.config import METRICS_FOLDER_VARIABLE, ServeConfig
-from serving.errors import ServingError
+from serving.errors import ConfigError, ServingError
 from serving.keys import Key
 from serving.local_key import environment_keys, prepare
 from serving.replica import METRICS, NAME, OpenService, Replica, open_service
+from serving.spread import same_on_every_node
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -105,6 +106,10 @@ def _variables(folder: Path) -> dict[str, str]:
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:
     """How many replicas there are, as Ray Serve is told."""
+    if config.replicas_per_node:
+        if config.max_replicas:
+            raise ConfigError("give either replicas_per_node or max_replicas, not both")
+        return same_on_every_node(config.replicas_per_node)
     if not config.max_replicas:
         return {"num_replicas": config.replicas}
     return {

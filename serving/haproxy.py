@@ -67,7 +67,7 @@ sed -i \\
 exec {death_signal}{binary} "$@"
 """
 
-_BIND = "-e 's#^ *bind 127.0.0.1:{port}$#    bind {address}:{port}#' "
+_BIND = "-e 's#^ *bind [^ ]*:[0-9]*$#    bind {address}:{port}#' "
 
 _PAGE = """\
 HTTP/1.1 {status}\r

@@ -128,6 +128,8 @@ def connect(namespace: str) -> Call:
         get_if_exists=True,
         lifetime="detached",
         num_cpus=0,
+        # On the head, so that it does not go with any other machine.
+        resources={"node:__internal_head__": 0.0001},
         max_restarts=-1,
         max_concurrency=_MOST_CALLS,
     )

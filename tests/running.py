@@ -31,11 +31,12 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
         """The URL's beginning."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def output(self) -> str:
@@ -123,6 +124,7 @@ def running(
     log: Path,
     environment: Mapping[str, str] | None = None,
     ready: str = "Taskbone answers at",
+    host: str = "127.0.0.1",
 ) -> Iterator[Server]:
     """Start a server that is told its port by the command; wait until it prints `ready`."""
     with log.open("wb") as output:
@@ -135,7 +137,7 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, host)
     try:
         deadline = time.monotonic() + PATIENCE_S
         while ready not in server.output:

@@ -45,9 +45,9 @@ class Load:
 
 
 class _Client:
-    def __init__(self, port: int, text: str, load: Load) -> None:
+    def __init__(self, host: str, port: int, text: str, load: Load) -> None:
         self._load = load
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection(host, port, timeout=60)
         self._body = json.dumps({"inputs": text})
         self._headers = {"authorization": f"Bearer {TOKEN}"}
 
@@ -82,10 +82,10 @@ class _Client:
 
 
 @contextmanager
-def load(port: int, clients: int, text: str = "nap") -> Iterator[Load]:
+def load(port: int, clients: int, text: str = "nap", host: str = "127.0.0.1") -> Iterator[Load]:
     """Keep so many clients asking while the block runs."""
     made = Load()
-    threads = [threading.Thread(target=_Client(port, text, made).run) for _ in range(clients)]
+    threads = [threading.Thread(target=_Client(host, port, text, made).run) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
