@@ -174,8 +174,7 @@ def node_command(
     Examples:
         taskbone node --head --host 10.0.0.1 --ray-token-file secret
         taskbone node --join 10.0.0.1:6379 --host 10.0.0.2 --ray-token-file secret
-        RAY_AUTH_TOKEN=$(cat secret) taskbone serve --ray-address 10.0.0.1:6379 \\
-            --replicas-per-node 1
+        taskbone serve --ray-address 10.0.0.1:6379 --replicas-per-node 1
     """
     if head == (join is not None):
         raise click.UsageError("give either --head, for the first node, or --join HEAD:PORT")
