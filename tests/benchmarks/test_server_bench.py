@@ -1,5 +1,7 @@
 """The server benchmarks: their requests, their clients against a small server, their reports."""
 
+import asyncio
+import itertools
 import json
 import shutil
 import threading
@@ -13,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import server_infinity, server_load
+from benchmarks import overload, server_infinity, server_load
+from benchmarks.overload import Run
 from benchmarks.server_engine import Loop
 from benchmarks.server_load import Load, Server, as_bytes, measure, median
+from benchmarks.server_open_loop import Client, Outcome, at_rate
 from benchmarks.server_ratio import report
 from benchmarks.server_works import Question, Shape, questions, sentences
 from model_store.tokenization import Encoding
@@ -197,3 +201,42 @@ def test_the_server_is_compared_with_its_engine_at_its_best(
     shares = {shape: row["share_of_engine"] for shape, row in found["server"].items()}
     assert shares == {"64x1": 0.6, "8x32": 0.96}
     assert "1,000 sentences/s (2 threads, 256 in flight)" in capsys.readouterr().out
+
+
+def _outcome(due: float, took: float, status: int, forward_ms: float = 50.0) -> Outcome:
+    body = json.dumps({"timings_ms": {"forward_ms": forward_ms}}).encode() if status == 200 else b""
+    return Outcome(due, due + took, status, None if status == 200 else 1, body)
+
+
+def test_what_is_said_of_an_overload() -> None:
+    closed = [_outcome(second / 10, 0.1, 200) for second in range(100)]  # 10 a second
+    during = [_outcome(20 + second / 10, 0.05, 200) for second in range(90)]
+    during += [_outcome(20 + second / 10, 0.001, 503) for second in range(100)]
+    found = overload.figures(Run(closed, during, closed, seconds=10.2, overload_s=10.0))
+    assert found["goodput_share"] == pytest.approx(9 / 9.8, abs=0.001)
+    assert found["statuses"] == {"200": 90, "503": 100}
+    assert (found["lost"], found["refused_without_retry_after"]) == (0, 0)
+    assert found["after_share"] == 1.0
+    assert found["bound_ms"] == 2050.0
+
+
+def test_a_closed_loop_that_is_refused_has_no_capacity() -> None:
+    with pytest.raises(SystemExit, match="503"):
+        overload.capacity_of([_outcome(0, 1, 200), _outcome(0, 1, 503)], 1.0)
+
+
+def test_an_open_loop_sends_what_is_due(small: SmallServer) -> None:
+    async def ask() -> list[Outcome]:
+        client = Client(small.server_port)
+        bodies = ['{"inputs": "a"}', '{"inputs": "busy"}']
+        requests = [as_bytes(Server(small.server_port), Question("/p", body)) for body in bodies]
+        found = await at_rate(client, itertools.cycle(requests), 50.0, 0.4)
+        client.close()
+        await asyncio.sleep(0.01)
+        return found
+
+    found = asyncio.run(ask())
+    assert [one.status for one in found] == [200, 503] * 10
+    assert all(one.latency_s > 0 for one in found)
+    assert {one.body for one in found} == {b"{}", b""}
+    assert len(small.asked) == 20
