@@ -80,6 +80,7 @@ SERVE_HELP = {
     "backbone": "Name or start of the fingerprint of the backbone; needed where there are several.",
     "host": "Address to listen on; 0.0.0.0 for all of this machine's.",
     "port": "Port to listen on.",
+    "grpc_port": "Port for the Open Inference Protocol over gRPC; 0 for none.",
     "ray_address": "Serve on this running Ray, HOST:PORT or auto; see taskbone ray-environment.",
     "replicas": "Processes that answer requests; with --max-replicas, those at the start.",
     "min_replicas": "Fewest replicas, where their number follows the load.",

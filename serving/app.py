@@ -5,9 +5,7 @@ Knows no Ray, no models and no metric names. Plain ASGI, because it is on every 
 """
 
 import logging
-import re
 import time
-import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,11 +15,11 @@ from serving.config import ServeConfig
 from serving.guard import Guard
 from serving.keys import KeyRing
 from serving.metrics import UNKNOWN_TASK, Metrics
+from serving.protocols.exchange import request_id_of
 
 CLIENT_GONE = 499
 """Status counted, never sent, for a client that hung up."""
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TASKS_PREFIXES = ("/v1/tasks/", "/v2/models/")
 _COUNTED_PREFIXES = ("/v1/", "/v2/models/", "/predict", "/classify")
 _REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
@@ -50,7 +48,7 @@ class Gate:
             await self._refuse_other_protocol(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(_request_id(headers), time.perf_counter(), headers=headers)
+        exchange = Exchange(request_id_of(headers), time.perf_counter(), headers=headers)
         if scope["path"].startswith(_TASKS_PREFIXES):
             exchange.task = UNKNOWN_TASK
         scope[EXCHANGE] = exchange
@@ -107,8 +105,3 @@ class Gate:
             await send({"type": message["type"] + ".complete"})
             if message["type"] == "lifespan.shutdown":
                 return
-
-
-def _request_id(headers: dict[bytes, bytes]) -> str:
-    given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

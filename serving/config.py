@@ -37,6 +37,8 @@ class ServeConfig(Frozen):
     """Name or fingerprint prefix of the backbone; None: the only one in the store."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Where the Open Inference Protocol is spoken over gRPC; 0: nowhere."""
     ray_address: str | None = None
     """A running Ray to serve on, HOST:PORT of its head or auto; None: one of its own."""
     replicas: Count = 1
@@ -86,6 +88,10 @@ class ServeConfig(Frozen):
                 f"{self.replicas} replicas at the start, {self.min_replicas} at least and "
                 f"{self.max_replicas} at most; expected min_replicas <= replicas <= max_replicas"
             )
+        if self.grpc_port and self.ray_address:
+            raise ValueError("grpc_port: only a server with a Ray of its own speaks gRPC")
+        if self.grpc_port == self.port:
+            raise ValueError(f"grpc_port: {self.port} is the port of HTTP already")
         return self
 
     @property

@@ -67,7 +67,10 @@ sed -i \\
 exec {death_signal}{binary} "$@"
 """
 
-_BIND = "-e 's#^ *bind [^ ]*:[0-9]*$#    bind {address}:{port}#' "
+_BIND = (
+    "-e 's#^ *bind [^ ]*:[0-9]*$#    bind {address}:{port}#' "
+    "-e 's#^ *bind [^ ]*:\\([0-9]*\\) proto h2$#    bind {address}:\\1 proto h2#' "
+)
 
 _PAGE = """\
 HTTP/1.1 {status}\r
@@ -102,7 +105,8 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
     """Write what HAProxy needs into `folder`, and give the variables that make Ray use it.
 
     `listen`: the numeric address and the port that HAProxy alone takes, while Ray and the replicas
-    are told 127.0.0.1. None: where Ray says, for replicas that other machines must reach as well.
+    are told 127.0.0.1; gRPC's port, where there is one, goes to the same address. None: where Ray
+    says, for replicas that other machines must reach as well.
     """
     for status, (kind, message) in _PAGES.items():
         headers = "Retry-After: 1\r\n" if status.startswith("503") else ""

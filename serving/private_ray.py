@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,8 @@ from serving.replica import LOG, OpenService, open_service
 
 _RAY = "r"
 _SPARE_PORTS = 16
+_LEAST_MESSAGE = 4 * MIB
+"""Room for any answer over gRPC."""
 
 
 def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
@@ -37,6 +40,8 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
     keys = environment_keys()
     token = prepare(config, open_store(config.store))
     address = processes.check_address(config.host, config.port)
+    if config.grpc_port:
+        processes.check_address(config.host, config.grpc_port)
     processes.adopt_orphans()
     with processes.Signals() as signals, processes.private_folder() as folder:
         try:
@@ -59,7 +64,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
 def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, str]:
     """The variables that Ray reads when it is imported or started."""
     ports = config.most_replicas + _SPARE_PORTS
-    block = processes.free_ports(ports)
+    block = processes.free_ports(2 * ports)
     return {
         **COMMON,
         **haproxy.environment(folder, (address, config.port)),
@@ -71,6 +76,10 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block + 1),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + ports - 1),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(block + ports),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(block + ports + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(block + 2 * ports - 1),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max(config.max_body_bytes, _LEAST_MESSAGE)),
         "RAY_enable_metrics_collection": "0",
         "RAY_enable_worker_prestart": "0",
         # This process lays out no tensors, and neither does Ray.
@@ -103,8 +112,20 @@ def _start(config: ServeConfig, folder: Path, signals: processes.Signals) -> Non
         proxy_location=ProxyLocation.HeadOnly,
         # The front door alone listens to the address that was asked for.
         http_options={"host": "127.0.0.1", "port": config.port},
+        grpc_options=_grpc_options(config),
         logging_config=deployment.QUIET,
     )
+
+
+def _grpc_options(config: ServeConfig) -> dict[str, Any] | None:
+    """What is spoken over gRPC. Ray would answer who asks for the list of it without a key."""
+    if not config.grpc_port:
+        return None
+    return {
+        "port": config.grpc_port,
+        "grpc_servicer_functions": ["serving.protocols.grpc_messages.add_to_server"],
+        "enable_reflection": False,
+    }
 
 
 def _watch(log: Path) -> None:

@@ -15,6 +15,7 @@ from model_store.store import open_store
 from serving import processes
 from serving.config import ServeConfig
 from serving.keys import Key, KeyRing
+from serving.protocols.grpc_methods import GrpcMethods
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -56,7 +57,7 @@ def end_process() -> None:
     os._exit(1)
 
 
-class Replica:
+class Replica(GrpcMethods):
     """Ray makes it in a process of its own."""
 
     def __init__(
@@ -67,7 +68,9 @@ class Replica:
             processes.hold_folder(folder)
         own_folder(folder / METRICS)
         from serving.app import build_app
+        from serving.guard import Guard
         from serving.metrics import Metrics
+        from serving.protocols.grpc_calls import GrpcCalls
         from serving.shared_board import RayBoard, connect
 
         _log(folder / LOG)
@@ -78,6 +81,8 @@ class Replica:
         self._service = open_service(config, metrics, board, replica_id(), weights_folder)
         self._keys = KeyRing(open_store(config.store), keys).watch()
         self._app = build_app(self._service, metrics, config, self._keys)
+        guard = Guard(self._keys, auth=config.auth)
+        self._grpc = GrpcCalls(self._service, metrics, config, guard)
         processes.free_memory()
         # What is there now stays. A large body of many small things would otherwise have the
         # collector look at all of it again and again, and every other request wait for seconds.

@@ -60,10 +60,14 @@ def _get(config: ServeConfig, path: str, token: str | None) -> dict[str, Any]:
 
 
 def _address(config: ServeConfig) -> str:
+    return f"http://{_host(config)}:{config.port}"
+
+
+def _host(config: ServeConfig) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)  # noqa: S104
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
-    return f"http://{host}:{config.port}"
+    return host
 
 
 def show(
@@ -76,6 +80,8 @@ def show(
         lines.append(f"key    one of those in the store: taskbone keys list --store {config.store}")
     else:
         lines.append("tasks  " + (", ".join(task["task"] for task in tasks) or "none yet"))
+    if config.grpc_port:
+        lines.append(f"grpc   {_host(config)}:{config.grpc_port}")
     lines.append(f"docs   {address}/docs" + (f"?token={token}" if token else ""))
     lines.append("stop   Ctrl-C")
     if tasks:

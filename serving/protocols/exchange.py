@@ -4,6 +4,8 @@ Knows HTTP and the limits; nothing of any protocol's shapes.
 """
 
 import asyncio
+import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ EXCHANGE = "taskbone.exchange"
 
 JSON = "application/json"
 DEADLINE = b"x-deadline-ms"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(slots=True)
@@ -40,6 +43,12 @@ class Exchange:
         given = self.headers.get(DEADLINE)
         deadline = None if given is None else self.started + _milliseconds(given) / 1000
         return Ask(self.request_id, self.caller, deadline, truncate, version)
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's own id for the request, or a new one."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _milliseconds(given: bytes) -> int:

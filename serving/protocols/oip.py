@@ -24,7 +24,7 @@ from serving.protocols.tensors import read_infer, write_infer
 from serving.types import Ask, TaskInfo
 
 PLATFORM = "taskbone"
-_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+EXTENSIONS = ("binary_tensor_data", "model_repository")
 _JSON_LENGTH = b"inference-header-content-length"
 
 
@@ -38,7 +38,7 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
         version = version_of(request) if "version" in request.path_params else None
         read = read_infer(await bodies.read(request), _json_length(exchange))
         parameters = read.request.parameters
-        ask = _sooner(exchange.ask(parameters.truncate, version), exchange, parameters.timeout)
+        ask = sooner(exchange.ask(parameters.truncate, version), exchange, parameters.timeout)
         answer = await ask_task(service, exchange, task, read.inputs, ask)
         body, json_bytes = write_infer(answer, read.request)
         if json_bytes is None:
@@ -56,7 +56,7 @@ def _add_models(api: FastAPI, service: Service) -> None:
     async def metadata(request: Request) -> Response:
         info = await _described(service, request)
         versions = [str(one.version) for one in await service.versions(info.task)]
-        return _json(_metadata(info, versions))
+        return _json(model_metadata(info, versions))
 
     async def ready(request: Request) -> Response:
         info = await _described(service, request)
@@ -70,7 +70,7 @@ def _add_models(api: FastAPI, service: Service) -> None:
 
 
 def _add_server(api: FastAPI, service: Service) -> None:
-    about = {"name": "taskbone", "version": installed("taskbone"), "extensions": _EXTENSIONS}
+    about = {"name": "taskbone", "version": installed("taskbone"), "extensions": EXTENSIONS}
 
     async def server(request: Request) -> Response:
         return _json(about)
@@ -99,7 +99,8 @@ async def _described(service: Service, request: Request) -> TaskInfo:
     return info
 
 
-def _metadata(info: TaskInfo, versions: list[str]) -> dict[str, Any]:
+def model_metadata(info: TaskInfo, versions: list[str]) -> dict[str, Any]:
+    """What a task takes and gives."""
     names = ["text", "text_pair"] if info.takes_pairs else ["text"]
     return {
         "name": info.task,
@@ -128,7 +129,7 @@ def _json_length(exchange: Exchange) -> int | None:
     return int(given)
 
 
-def _sooner(ask: Ask, exchange: Exchange, timeout_us: int | None) -> Ask:
+def sooner(ask: Ask, exchange: Exchange, timeout_us: int | None) -> Ask:
     """The question with the nearer of two deadlines: the header's and the body's."""
     if timeout_us is None:
         return ask

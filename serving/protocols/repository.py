@@ -63,7 +63,7 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
         exchange: Exchange = request.scope[EXCHANGE]
         wanted = parse(IndexRequest, await bodies.read(request) or b"{}")
         told = [
-            _entry(info)
+            index_entry(info)
             for info in await service.all_versions()
             if exchange.caller.may(info.task) and (info.active or not wanted.ready)
         ]
@@ -73,7 +73,7 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
         exchange, task = _named(request)
         wanted = parse(LoadRequest, await bodies.read(request) or b"{}").parameters.version
         try:
-            await _load(service, task, wanted, exchange.caller)
+            await load_version(service, task, wanted, exchange.caller)
         finally:
             exchange.task = task if is_loaded(service, task) else UNKNOWN_TASK
         return Response(b"{}", media_type=JSON)
@@ -90,13 +90,15 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
     add_route(api, docs.UNLOAD, unload)
 
 
-def _entry(info: VersionInfo) -> dict[str, Any]:
+def index_entry(info: VersionInfo) -> dict[str, Any]:
     """One version in the index."""
     state, reason = ("READY", "") if info.active else ("UNAVAILABLE", "not the active version")
     return {"name": info.task, "version": str(info.version), "state": state, "reason": reason}
 
 
-async def _load(service: Service, task: str, wanted: str | int | None, caller: Caller) -> None:
+async def load_version(
+    service: Service, task: str, wanted: str | int | None, caller: Caller
+) -> None:
     """Make the named version the active one. Without a name, what is active stays, because many a
     client loads before it asks; else what was active last comes back, or the latest comes."""
     lifecycle = service.lifecycle

@@ -5,7 +5,7 @@ with its length in four bytes before it, numbers as little-endian fp32. Knows no
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -89,29 +89,31 @@ def read_infer(body: bytes, json_bytes: int | None) -> Infer:
         )
     behind = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
     request = parse(InferRequest, body if json_bytes is None else body[:json_bytes])
-    tensors = _texts(request.inputs, behind)
-    _check_outputs(request.outputs)
-    if tensors.keys() == {"text"}:
-        return Infer(request, list(tensors["text"]))
-    if tensors.keys() != {"text", "text_pair"}:
-        given = ", ".join(repr(name[:40]) for name in tensors) or "none"
+    texts = _texts(request.inputs, behind)
+    check_outputs(request.outputs)
+    return Infer(request, join(texts))
+
+
+def join(texts: Mapping[str, Sequence[str]]) -> list[TextInput]:
+    """The inputs that a request's tensors are: texts, or pairs. Raises `InvalidInputError`."""
+    if texts.keys() == {"text"}:
+        return list(texts["text"])
+    if texts.keys() != {"text", "text_pair"}:
+        given = ", ".join(repr(name[:40]) for name in texts) or "none"
         raise InvalidInputError(f"inputs: {given}; expected 'text', and 'text_pair' for pairs")
-    first, second = tensors["text"], tensors["text_pair"]
+    first, second = texts["text"], texts["text_pair"]
     if len(first) != len(second):
         raise InvalidInputError(
             f"inputs: 'text' has {len(first)} elements and 'text_pair' {len(second)}; "
             "expected as many"
         )
-    return Infer(request, list(zip(first, second, strict=True)))
+    return list(zip(first, second, strict=True))
 
 
 def _texts(inputs: Sequence[InputTensor], behind: memoryview) -> dict[str, list[str]]:
     """Each input's texts; `behind` holds the binary ones, in the order of the inputs."""
     found: dict[str, list[str]] = {}
     for tensor in inputs:
-        if tensor.name in found:
-            raise InvalidInputError(f"inputs: {tensor.name[:40]!r} is given twice")
-        count = _count(tensor)
         size = tensor.parameters.binary_data_size
         if (size is None) == (tensor.data is None):
             raise InvalidInputError(
@@ -121,31 +123,39 @@ def _texts(inputs: Sequence[InputTensor], behind: memoryview) -> dict[str, list[
         if size is None:
             texts = _flat(tensor)
         else:
-            texts = _unpack(tensor.name, behind[:size], size)
+            if len(behind) < size:
+                raise InvalidInputError(
+                    f"input {tensor.name[:40]!r}: binary_data_size is {size}; {len(behind)} bytes "
+                    "are left"
+                )
+            texts = unpack(tensor.name, behind[:size])
             behind = behind[size:]
-        if len(texts) != count:
-            raise InvalidInputError(
-                f"input {tensor.name[:40]!r}: the shape {list(tensor.shape)} needs {count} "
-                f"elements; {len(texts)} are given"
-            )
-        found[tensor.name] = texts
+        add(found, tensor.name, tensor.datatype, tensor.shape, texts)
     if len(behind):
         raise InvalidInputError(f"{len(behind)} bytes are left behind the last input")
     return found
 
 
-def _count(tensor: InputTensor) -> int:
-    """How many texts an input has by its shape."""
-    if tensor.datatype != "BYTES":
+def add(
+    found: dict[str, list[str]], name: str, datatype: str, shape: Sequence[int], texts: list[str]
+) -> None:
+    """One more input's texts, if it is as it says. Raises `InvalidInputError`."""
+    if name in found:
+        raise InvalidInputError(f"inputs: {name[:40]!r} is given twice")
+    if datatype != "BYTES":
         raise InvalidInputError(
-            f"input {tensor.name[:40]!r}: datatype {tensor.datatype[:40]!r}; expected 'BYTES'"
+            f"input {name[:40]!r}: datatype {datatype[:40]!r}; expected 'BYTES'"
         )
-    match tensor.shape:
-        case (count,) | (count, 1):
-            return count
-    raise InvalidInputError(
-        f"input {tensor.name[:40]!r}: shape {list(tensor.shape)[:8]}; expected [n] or [n, 1]"
-    )
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise InvalidInputError(
+            f"input {name[:40]!r}: shape {list(shape)[:8]}; expected [n] or [n, 1]"
+        )
+    if len(texts) != shape[0]:
+        raise InvalidInputError(
+            f"input {name[:40]!r}: the shape {list(shape)} needs {shape[0]} elements; "
+            f"{len(texts)} are given"
+        )
+    found[name] = texts
 
 
 def _flat(tensor: InputTensor) -> list[str]:
@@ -159,31 +169,30 @@ def _flat(tensor: InputTensor) -> list[str]:
     return texts
 
 
-def _unpack(name: str, data: memoryview, size: int) -> list[str]:
-    """The texts of a binary input."""
-    texts, at = [], 0
-    if len(data) < size:
-        raise InvalidInputError(
-            f"input {name[:40]!r}: binary_data_size is {size}; {len(data)} bytes are left"
-        )
-    while at < size:
-        if at + 4 > size:
-            raise InvalidInputError(f"input {name[:40]!r}: the binary data is cut off")
-        (length,) = struct.unpack_from("<I", data, at)
+def unpack(name: str, data: memoryview) -> list[str]:
+    """The texts of a binary input. Raises `InvalidInputError`."""
+    texts: list[str] = []
+    at = 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at) if at + 4 <= len(data) else (len(data),)
         at += 4
-        if at + length > size:
+        if at + length > len(data):
             raise InvalidInputError(f"input {name[:40]!r}: the binary data is cut off")
-        try:
-            texts.append(str(data[at : at + length], "utf-8"))
-        except UnicodeDecodeError:
-            raise InvalidInputError(
-                f"input {name[:40]!r}: element {len(texts)} is not UTF-8"
-            ) from None
+        texts.append(decoded(name, len(texts), data[at : at + length]))
         at += length
     return texts
 
 
-def _check_outputs(outputs: Sequence[OutputWish] | None) -> None:
+def decoded(name: str, number: int, data: bytes | memoryview) -> str:
+    """A text from its UTF-8. Raises `InvalidInputError`."""
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"input {name[:40]!r}: element {number} is not UTF-8") from None
+
+
+def check_outputs(outputs: Sequence[OutputWish] | None) -> None:
+    """Raise `InvalidInputError` unless there are such outputs."""
     names = [wish.name for wish in outputs or ()]
     for name in names:
         if name not in OUTPUTS:
@@ -197,10 +206,10 @@ def write_infer(answer: TaskAnswer, request: InferRequest) -> tuple[bytes, int |
     wishes = request.outputs or tuple(OutputWish(name=name) for name in OUTPUTS)
     told, behind = [], []
     for wish in wishes:
-        tensor, values = _output(wish.name, answer)
+        tensor, values = output(wish.name, answer)
         binary = wish.parameters.binary_data
         if request.parameters.binary_data_output if binary is None else binary:
-            packed = _pack(values)
+            packed = pack(values)
             tensor["parameters"] = {"binary_data_size": len(packed)}
             behind.append(packed)
         else:
@@ -217,7 +226,7 @@ def write_infer(answer: TaskAnswer, request: InferRequest) -> tuple[bytes, int |
     return b"".join((body, *behind)), len(body) if behind else None
 
 
-def _output(name: str, answer: TaskAnswer) -> tuple[dict[str, Any], list[Any]]:
+def output(name: str, answer: TaskAnswer) -> tuple[dict[str, Any], list[Any]]:
     """One output without its data, and its data."""
     rows = answer.predictions
     match name:
@@ -235,7 +244,8 @@ def _described(name: str, datatype: str, *shape: int) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": list(shape)}
 
 
-def _pack(values: Sequence[Any]) -> bytes:
+def pack(values: Sequence[Any]) -> bytes:
+    """An output's data as bytes: texts or numbers."""
     if isinstance(values[0], str):
         encoded = [text.encode() for text in values]
         return b"".join(struct.pack("<I", len(text)) + text for text in encoded)

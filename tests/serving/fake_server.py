@@ -1,6 +1,6 @@
 """The real server around the fake service.
 
-`python -m tests.serving.fake_server STORE PORT [good|two|three|scaled|broken]`
+`python -m tests.serving.fake_server STORE PORT [good|two|three|scaled|broken [GRPC_PORT]]`
 """
 
 import sys
@@ -34,9 +34,10 @@ def open_broken_service(
     raise ConfigError("the store holds no backbone")
 
 
-def main(store: str, port: str, kind: str = "good") -> None:
+def main(store: str, port: str, kind: str = "good", grpc_port: str = "0") -> None:
     """Serve until a signal comes."""
-    config = ServeConfig.of(store=Path(store), port=int(port), **SETTINGS.get(kind, {}))
+    ports = {"port": int(port), "grpc_port": int(grpc_port)}
+    config = ServeConfig.of(store=Path(store), **ports, **SETTINGS.get(kind, {}))
     if kind == "scaled":
         deployment.LOOK_BACK_S = 2.0
         deployment.UPSCALE_S = deployment.DOWNSCALE_S = 1.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
@@ -19,12 +20,16 @@ from tests.running import ADMIN_TOKEN, TOKEN, Server, free_port, running
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
+GRPC_PORT = free_port()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
     """A server around the fake service, and a folder to run commands in."""
     folder = tmp_path_factory.mktemp("clients")
     port = free_port()
-    command = ["-m", "tests.serving.fake_server", str(folder / "store"), str(port)]
+    command = ["-m", "tests.serving.fake_server", str(folder / "store"), str(port), "good"]
+    command.append(str(GRPC_PORT))
     with running(command, port, folder / "log") as server:
         yield server, folder
 
@@ -126,10 +131,86 @@ def test_triton_loads_and_unloads(place: tuple[Server, Path], client: Triton) ->
     assert client.is_model_ready("loaded")
 
 
+# --- Triton's client over gRPC --------------------------------------------------------------------
+
+
+@pytest.fixture
+def caller(place: tuple[Server, Path]) -> Iterator[Any]:
+    """Triton's client for gRPC."""
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{GRPC_PORT}") as client:
+        yield client
+
+
+def grpc_texts(values: list[str]) -> Any:
+    """An input."""
+    tensor = triton_grpc.InferInput("text", [len(values)], "BYTES")
+    tensor.set_data_from_numpy(np.array(values, dtype=object))
+    return tensor
+
+
+KEY = {"authorization": f"Bearer {ADMIN_TOKEN}"}
+
+
+def test_triton_asks_over_grpc(caller: Any) -> None:
+    assert caller.is_server_live()
+    assert caller.is_model_ready("parity", headers=KEY)
+    metadata = caller.get_model_metadata("pairs", headers=KEY)
+    assert [one.name for one in metadata.inputs] == ["text", "text_pair"]
+    answer = caller.infer(
+        "parity",
+        [grpc_texts(["abc", "ab"])],
+        outputs=[triton_grpc.InferRequestedOutput(name) for name in ("label", "probabilities")],
+        request_id="42",
+        headers=KEY,
+        parameters={"truncate": False},
+    )
+    assert answer.as_numpy("label").tolist() == [b"odd", b"even"]
+    np.testing.assert_array_equal(answer.as_numpy("probabilities"), [[0, 1], [1, 0]])
+    assert answer.get_response().id == "42"
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "headers", "code"),
+    [
+        ("parity", "a", {}, "UNAUTHENTICATED"),
+        ("parity", "a", {"authorization": "Bearer wrong"}, "UNAUTHENTICATED"),
+        ("nothing", "a", KEY, "NOT_FOUND"),
+        ("parity", "overload", KEY, "UNAVAILABLE"),
+        ("parity", "crash", KEY, "INTERNAL"),
+        ("parity", "a" * (3 << 20), KEY, "INVALID_ARGUMENT"),
+        ("parity", "a" * (5 << 20), KEY, "RESOURCE_EXHAUSTED"),
+    ],
+    ids=lambda given: str(given)[:10],
+)
+def test_triton_reads_what_is_wrong_over_grpc(
+    caller: Any, task: str, text: str, headers: dict[str, str], code: str
+) -> None:
+    with pytest.raises(InferenceServerException) as raised:
+        caller.infer(task, [grpc_texts([text])], headers=headers)
+    assert code in raised.value.status()
+    assert "secret" not in raised.value.message()
+
+
+def test_a_call_that_takes_too_long_is_given_up_on_both_sides(caller: Any) -> None:
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        caller.infer("parity", [grpc_texts(["wait"])], headers=KEY, client_timeout=0.5)
+    assert caller.infer("parity", [grpc_texts(["a"])], headers=KEY)
+
+
+def test_triton_loads_and_unloads_over_grpc(place: tuple[Server, Path], caller: Any) -> None:
+    assert register(place[0], "carried", b"one") == 201
+    caller.unload_model("carried", headers=KEY)
+    assert not caller.is_model_ready("carried", headers=KEY)
+    states = {one.name: one.state for one in caller.get_model_repository_index(headers=KEY).models}
+    assert states["carried"] == "UNAVAILABLE"
+    caller.load_model("carried", headers=KEY)
+    assert caller.is_model_ready("carried", headers=KEY)
+
+
 # --- the examples of the documentation ------------------------------------------------------------
 
 BASH = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)[1:]
-(PYTHON,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+PYTHON = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +220,12 @@ def reader(place: tuple[Server, Path]) -> dict[str, Any]:
     for task in ("sst2", "agnews"):
         assert register(server, task, task.encode()) == 201
     (folder / "sst2.safetensors").write_bytes(b"another version")
-    variables = {"URL": server.address, "TOKEN": TOKEN, "ADMIN": ADMIN_TOKEN}
+    variables = {
+        "URL": server.address,
+        "GRPC": f"127.0.0.1:{GRPC_PORT}",
+        "TOKEN": TOKEN,
+        "ADMIN": ADMIN_TOKEN,
+    }
     return {
         "cwd": folder,
         "env": os.environ | variables,
@@ -166,8 +252,9 @@ def test_every_curl_example_is_answered(reader: dict[str, Any], block: str) -> N
         assert "error" not in json.loads(body) or json.loads(body)["error"] is None
 
 
-def test_the_python_example_prints_labels(reader: dict[str, Any]) -> None:
-    done = subprocess.run([sys.executable, "-c", PYTHON], check=True, **reader)
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_every_python_example_prints_labels(reader: dict[str, Any], block: str) -> None:
+    done = subprocess.run([sys.executable, "-c", block], check=True, **reader)
     assert "b'odd'" in done.stdout
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import httpx
 import psutil
 import pytest
