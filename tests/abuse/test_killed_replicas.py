@@ -61,9 +61,10 @@ def test_only_what_was_under_way_fails(place: Place, end: Callable[[Place, str],
         lost.append(len(failed))
         assert {one.status for one in failed} <= {CUT, 500, 503}
         assert [one for one in seen.wrong(timelines, made_of) if one not in failed] == []
-        # A process that was told to end takes a moment.
-        assert [one for one in failed if not began - 1 < one.ended or one.began > ended + 1] == []
-        assert len(failed) <= CLIENTS
+        # While a process ends, its port still takes connections that nobody will read from: for
+        # a moment, who asks again at once may meet them.
+        assert [one for one in failed if one.ended < began or one.began > ended + 1] == []
+        assert len(failed) <= 2 * CLIENTS
     report(
         f"{WORDS[end]}, {TIMES} times, {CLIENTS} clients",
         f"failed {lost} of {CLIENTS} under way; all {count} replicas back after "
