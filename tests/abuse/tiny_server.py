@@ -11,8 +11,9 @@ from typing import Any
 
 from serving.board import Board
 from serving.config import ServeConfig
-from serving.deployment import open_service, run
 from serving.metrics import Metrics
+from serving.private_ray import run
+from serving.replica import open_service
 from serving.types import PLAIN, Ask, TaskAnswer, TextInput
 
 DIE = "the engine shall die now"
