@@ -63,13 +63,16 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
 
 def _task(service: Service, request: Request, exchange: Exchange) -> str:
     """The task that a request names, in one place or in both alike."""
-    header = exchange.headers.get(_TASK_HEADER, b"").decode("latin-1")
-    query = query_of(request, "task").get("task", "")
-    if header and query and header != query:
+    header = exchange.headers.get(_TASK_HEADER)
+    query = query_of(request, "task").get("task")
+    named = [] if header is None else [header.decode("latin-1")]
+    named += [] if query is None else [query]
+    if len(set(named)) > 1:
         raise InvalidInputError(
-            f"the header x-task names {header[:80]!r} and the query {query[:80]!r}; name one task"
+            f"the header x-task names {named[0][:80]!r} and the query {named[1][:80]!r}; name one "
+            "task"
         )
-    return header or query or only_task(service, exchange, "give it in the header x-task")
+    return named[0] if named else only_task(service, exchange, "give it in the header x-task")
 
 
 def _check(asked: PredictRequest) -> None:

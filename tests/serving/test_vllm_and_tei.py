@@ -162,6 +162,8 @@ def test_the_task_is_named_beside_the_body(served: Served) -> None:
     assert both.json() == ODD
     differing = served.ask("POST", "/predict?task=parity", headers={"x-task": "pairs"}, **ask)
     assert "name one task" in tei_error(differing, 422, "Tokenizer")
+    empty = served.ask("POST", "/predict?task=parity", headers={"x-task": ""}, **ask)
+    assert "name one task" in tei_error(empty, 422, "Tokenizer")
     unnamed = served.ask("POST", "/predict", **ask)
     assert "tasks: parity, pairs" in tei_error(unnamed, 422, "Tokenizer")
 
