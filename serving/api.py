@@ -43,10 +43,10 @@ scope that the route names: `predict`, `metrics`, or `admin` for what changes wh
 `taskbone serve` prints the key for this machine when it starts; `taskbone keys` makes others. A
 browser may open `/docs` and `/openapi.json` with `?token=<key>` once.
 
-Every error, whatever its cause, has the same body:
-`{"error": {"type": "...", "message": "...", "request_id": "..."}}`. Every answer carries the header
-`x-request-id`: the caller's own, if it sent one of at most 64 letters, digits and `._-`, else a new
-one.
+The native routes tell every error, whatever its cause, in the same body:
+`{"error": {"type": "...", "message": "...", "request_id": "..."}}`; the routes of other protocols
+have error bodies of their own. Every answer carries the header `x-request-id`: the caller's own, if
+it sent one of at most 64 letters, digits and `._-`, else a new one.
 """
 
 

@@ -13,7 +13,7 @@ from examples.ready_made import OVERLAYS, prepare
 from model_store import artifact
 from model_store.manifest import Manifest, read_header
 from model_store.store import Store
-from tests.running import Server, free_port, running
+from tests.running import TOKEN, Server, free_port, running
 from tests.serving.test_api import error_of
 
 BF16_TOLERANCE = 0.06
@@ -66,6 +66,26 @@ def check_answers(server: Server, task: str, manifest: Manifest) -> None:
     assert alone["scores"] == pytest.approx(body["predictions"][0]["scores"], abs=BF16_TOLERANCE)
 
 
+def check_protocols(server: Server, task: str) -> None:
+    """One text is answered alike by every protocol, alone and among many tasks."""
+    text = "a film that I did not want to end"
+    alone = server.predict(task, text).json()["predictions"][0]
+    many = server.ask("POST", "/v1/predict", json={"tasks": "*", "inputs": text}).json()
+    assert many["results"][task]["predictions"][0]["scores"] == pytest.approx(
+        alone["scores"], abs=BF16_TOLERANCE
+    )
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
+    infer = server.ask("POST", f"/v2/models/{task}/infer", json={"inputs": [tensor]}).json()
+    assert infer["outputs"][0]["data"] == [alone["label"]]
+    classified = server.ask("POST", "/classify", json={"model": task, "input": text}).json()
+    assert classified["data"][0]["label"] == alone["label"]
+    key = {"authorization": f"Bearer {TOKEN}"}
+    sent = {"json": {"inputs": text}, "headers": key | {"x-task": task}}
+    assert server.ask("POST", "/predict", **sent).json()[0]["label"] == alone["label"]
+    (model, *_) = server.ask("GET", "/v1/models").json()["data"]
+    assert model["parent"] == "all-MiniLM-L6-v2"
+
+
 def check_errors(server: Server, task: str) -> None:
     """What a client does wrong is said in one shape."""
     path = f"/v1/tasks/{task}/predict"
@@ -102,6 +122,7 @@ def test_one_server_from_start_to_end(store: Path, overlays: dict[str, bytes]) -
 
         wrong_name = server.admin("POST", "/v1/tasks/eighth/versions", content=seventh)
         assert "seventh" in error_of(wrong_name, 422)["message"]
+        check_protocols(server, "sst2")
         check_errors(server, "seventh")
         assert server.predict(source, "text" if not _pairs(overlays[source]) else [["a", "b"]])
         folder = server.folder
