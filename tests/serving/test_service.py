@@ -110,6 +110,24 @@ def test_many_requests_at_once_get_their_own_answers(service: Service) -> None:
     torch.testing.assert_close(torch.tensor(together), torch.tensor(alone * 20))
 
 
+def test_texts_that_may_not_be_cut_are_refused_alone_and_among_many(service: Service) -> None:
+    texts: list[TextInput] = ["a", "good " * 100]
+    ask = Ask(truncate=False)
+    assert len(asyncio.run(service.predict("mood", texts)).predictions) == 2
+    with pytest.raises(InvalidInputError, match=r"inputs\[1\]: 10\d tokens"):
+        asyncio.run(service.predict("mood", texts, ask))
+    (refused,) = asyncio.run(service.predict_many(["mood"], texts, ask))
+    assert isinstance(refused, InvalidInputError)
+    assert len(asyncio.run(service.predict("mood", ["a"], ask)).predictions) == 1
+
+
+def test_an_answer_says_what_it_weighed(service: Service) -> None:
+    one, two = (asyncio.run(service.predict("mood", ["a good cat"] * n)).tokens for n in (1, 2))
+    prompt = service.task("mood").prompt_tokens
+    assert two == 2 * one
+    assert one >= prompt + 5  # three words between the first token and the last
+
+
 def test_timings_add_up(service: Service) -> None:
     timings = asyncio.run(service.predict("mood", TEXTS)).timings_ms
     parts = timings.tokenize_ms + timings.queue_ms + timings.forward_ms
