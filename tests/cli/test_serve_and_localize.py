@@ -42,10 +42,16 @@ class TestServe:
                 changed[name] = Path("/elsewhere")
         # As many as there are at the start, at least.
         changed["max_replicas"] = changed["replicas"]
+        # Not on a Ray that runs already.
+        grpc = {"grpc_port": changed.pop("grpc_port")}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
         succeed("serve", *options, "--no-auth")
-        assert served == [ServeConfig(store=store.root, auth=False, **changed)]
-        given = changed.keys() | {"store", "auth", "signature_key"}
+        succeed("serve", f"--grpc-port={grpc['grpc_port']}")
+        assert served == [
+            ServeConfig(store=store.root, auth=False, **changed),
+            ServeConfig(store=store.root, **grpc),
+        ]
+        given = changed.keys() | grpc.keys() | {"store", "auth", "signature_key"}
         assert given == ServeConfig.model_fields.keys()
 
     def test_no_backbone_is_said_before_anything_starts(

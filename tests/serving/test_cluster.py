@@ -74,7 +74,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, bytes]:
 
 def command(store: Store, nodes: Nodes, *options: str) -> list[str]:
     return [
-        *("-m", "taskbone", "serve", "--store", str(store.root), "--replicas", "2"),
+        *("-m", "taskbone", "serve", "--store", str(store.root), "--replicas-per-node", "1"),
         *("--ray-address", nodes.address, "--port", str(nodes.ports[0]), *options),
     ]
 

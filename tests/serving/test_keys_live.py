@@ -94,12 +94,14 @@ def test_rays_own_services_refuse_who_does_not_know_rays_token(
 ) -> None:
     """The neighbours on this machine, whom loopback does not keep out."""
     server, _ = place
+    # As far as the kernel keeps a name.
+    agents = ("ray::RuntimeEnv", "ray::DashboardA")
 
     def ports() -> list[int]:
         return [
             connection.laddr.port
             for process in server.descendants()
-            if "RuntimeEnvAgent" in process.name() or "DashboardAgent" in process.name()
+            if process.name().startswith(agents)
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == "127.0.0.1"
         ]
