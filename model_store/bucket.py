@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from model_store.errors import StoreError
+from model_store.errors import StoreError, StoreUnreachableError
 
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
 """S3's words for an object that another has created, or is creating."""
@@ -157,7 +157,7 @@ class Bucket:
             raise
         except Exception as error:  # noqa: BLE001 - every protocol's library has its own errors
             reason = f"{type(error).__name__}: {error}"
-            raise StoreError(
+            raise StoreUnreachableError(
                 f"cannot {doing} the store {self.location}: {reason}; needed are a bucket that is "
                 f"there, and credentials that may {doing} it, where the protocol's library looks "
                 "for them (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"

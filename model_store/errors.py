@@ -45,6 +45,10 @@ class StoreError(ModelStoreError):
     """The store folder is damaged, or cannot be read or written."""
 
 
+class StoreUnreachableError(StoreError):
+    """The object store does not answer, or refuses its credentials; it may again later."""
+
+
 class NotFoundError(StoreError, LookupError):
     """No such backbone, task or version in the store."""
 

@@ -8,6 +8,7 @@ of the keys furthest over theirs give way. Policy alone: no threads, and the cal
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Generic
@@ -115,8 +116,10 @@ class Admission(Generic[Work]):
     def take(self, now: float) -> tuple[list[tuple[Part[Work], int]], list[Refused[Work]]]:
         """The next batch, as parts and the numbers of their sequences, and what came too late.
 
-        Nothing is taken that has waited longer than is allowed, and for one full batch more: the
-        one that was under way when it came.
+        Nothing is begun that has waited longer than is allowed, and for one full batch more: the
+        one that was under way when it came; nor what would wait that long until its end, turn by
+        turn with what waits now. What has begun is finished, unless its deadline passes: else its
+        forwards would be for nothing.
         """
         refused: list[Refused[Work]] = []
 
@@ -130,6 +133,7 @@ class Admission(Generic[Work]):
         tokens = 0
         for part, index in taken:
             tokens += part.lengths[index]
+            part.request.begun = True
             self._leave(part.request, part.lengths[index])
         full = self.tokens > 0 or 2 * tokens >= self._limits.batch_tokens
         self._batch = _Batch(tokens, now, full)
@@ -230,7 +234,8 @@ class Admission(Generic[Work]):
         )
 
     def _make_room(self, request: Request, tokens: int) -> list[Refused[Work]]:
-        """Have newest requests give way, of the key furthest over its share first.
+        """Have newest requests give way, of the key furthest over its share first; none that has
+        begun, whose forwards would have been for nothing.
 
         No key loses what lies within its share. That may leave less room than wanted, which only
         the number of tokens forbids: the request itself is within its key's share.
@@ -239,7 +244,7 @@ class Admission(Generic[Work]):
         of_one = share * self.capacity / request.weight
         missing = self.tokens + tokens - self.capacity
         over = [
-            (-account.tokens / account.weight, key, account.tokens, reversed(account.requests))
+            (-account.tokens / account.weight, key, account.tokens, _newest(account.requests))
             for key, account in self._accounts.items()
             if account.tokens > of_one * account.weight
         ]
@@ -247,7 +252,9 @@ class Admission(Generic[Work]):
         giving: list[Request] = []
         while over and missing > 0:
             _, key, waiting, newest = heappop(over)
-            last, weight = next(newest), self._accounts[key].weight
+            last, weight = next(newest, None), self._accounts[key].weight
+            if last is None:
+                continue
             waiting -= last.tokens
             if waiting >= of_one * weight:
                 giving.append(last)
@@ -282,14 +289,29 @@ class Admission(Generic[Work]):
             return DeadlineError("the deadline passed before the request's turn came")
         waited = now - request.submitted - part.forward_s
         one_batch_s = max(self._batch_s, self._limits.batch_tokens / self._rate)
-        if waited <= self._limits.queued_s + one_batch_s:
+        if request.begun:
             return None
+        more = self._between_turns(request)
+        if waited + more <= self._limits.queued_s + one_batch_s:
+            return None
+        still = f" and would wait for {more:.1f} s more between its turns" if more else ""
         return OverloadedError(
-            f"the request waited for {waited:.1f} s, and {self._limits.queued_s:.1f} s are "
-            "allowed: the server is slower than before; send it again later",
+            f"the request waited for {waited:.1f} s{still}, and {self._limits.queued_s:.1f} s are "
+            "allowed: too much is waiting beside it; send it again later",
             self._seconds(self.tokens - self.capacity),
         )
+
+    def _between_turns(self, request: Request) -> float:
+        """Seconds for which a request whose turn has come waits for others until its end."""
+        own, share = self._standing(request.key, request.weight)
+        turns = request.tokens * self._queue.lines(request.key)
+        return (min(self.tokens, own / share, turns / share) - request.tokens) / self._rate
 
     def _seconds(self, tokens: float) -> int:
         """For `Retry-After`: until that many tokens have been taken, by the rate and in batches."""
         return max(1, math.ceil((tokens + self._limits.batch_tokens) / self._rate))
+
+
+def _newest(requests: OrderedDict[Request, list[Part[Work]]]) -> Iterator[Request]:
+    """Those that have not begun, the newest first."""
+    return (request for request in reversed(requests) if not request.begun)

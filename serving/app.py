@@ -79,7 +79,7 @@ class Gate:
         status = status_of(error)
         if status.code in _REJECTIONS:
             exchange.rejection = status.type
-        if status.code == 500:
+        if status.hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
         if exchange.status:
             # The answer has begun: all that is left is to cut the connection.

@@ -29,6 +29,8 @@ class Request:
     deadline: float | None = None
     tokens: int = 0
     """Of all its parts that wait."""
+    begun: bool = False
+    """Whether some of its sequences have been taken."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -122,6 +124,10 @@ class _Turns(Generic[Queue]):
         """The queue of this name."""
         return self._seats[name].queue
 
+    def __len__(self) -> int:
+        """How many take turns, with those that have been found empty at none yet."""
+        return len(self._seats)
+
     def peek(self) -> Part[Any] | None:
         while self._order:
             place, _, name = self._order[0]
@@ -166,6 +172,10 @@ class FairQueue(Generic[Work]):
         if part.waits:
             self._keys.find(part.request.key).find(part.task).remove(part)
             part.taken = len(part.lengths)
+
+    def lines(self, key: str) -> int:
+        """How many tasks of a key that has something waiting take turns."""
+        return len(self._keys.find(key))
 
     def take(
         self, budget: int, gone: Callable[[Part[Work]], bool] = lambda part: False

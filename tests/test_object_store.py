@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from model_store.backbone import Backbone
+from model_store.errors import StoreUnreachableError
 from model_store.store import Store, open_store
 from serving.board import Board
 from serving.config import ServeConfig
@@ -79,6 +80,8 @@ def test_servers_on_two_machines_serve_the_same(
         assert predict(there) == before
         with s3.checked_keys():  # the store is away
             assert predict(there) == before
+            with pytest.raises(StoreUnreachableError, match="credentials"):
+                asyncio.run(there.versions("mood"))
         entries = asyncio.run(there.lifecycle.audit(10))
         assert [entry.action for entry in entries] == ["register", "register", "rollback"]
     finally:

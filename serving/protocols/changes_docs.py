@@ -254,7 +254,7 @@ AUDIT = RouteText(
     "/v1/audit",
     "lifecycle",
     "Read the audit log",
-    answers(200, AuditList, "The latest entries, newest last.", 401, 403, 422, 500),
+    answers(200, AuditList, "The latest entries, newest last.", 401, 403, 422, 500, 503),
     "Who changed what, when, and with what result; of the tasks that the key is for.",
     extra(_LIMIT),
 )

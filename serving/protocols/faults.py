@@ -40,9 +40,9 @@ def status_of(error: Exception) -> Status:
 
 
 def fault_of(error: Exception, request_id: str) -> Fault:
-    """What may be told of an error. What a 500 is about stands in the log alone."""
+    """What may be told of an error. What is the server's own trouble stands in the log alone."""
     status = status_of(error)
-    message = _SECRET if status.code == 500 else str(error)
+    message = _SECRET if status.hidden else str(error)
     if isinstance(error, HTTPException):
         message = f"{error.detail}; the routes are listed at /docs and /openapi.json"
     return Fault(status.code, status.type, message, request_id)
@@ -57,8 +57,8 @@ def error_answer(error: Exception, request_id: str, shape: Shape) -> Response:
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
-    if isinstance(error, errors.OverloadedError):
-        return {"retry-after": str(error.retry_after_s)}
+    if (seconds := statuses.retry_after_s(error)) is not None:
+        return {"retry-after": str(seconds)}
     if isinstance(error, errors.UnauthorizedError):
         return {"www-authenticate": 'Bearer realm="taskbone"'}
     if isinstance(error, errors.BodyTimeoutError):

@@ -18,7 +18,6 @@ from model_store.manifest import describe
 from serving.config import ServeConfig
 from serving.errors import (
     InvalidInputError,
-    OverloadedError,
     TooLargeError,
     UnknownTaskError,
 )
@@ -28,9 +27,10 @@ from serving.protocols import oip, repository, tensors
 from serving.protocols.asking import Body, ask_task
 from serving.protocols.core import Service, is_loaded
 from serving.protocols.exchange import Exchange, number, request_id_of
-from serving.protocols.faults import Fault, fault_of
+from serving.protocols.faults import Fault, fault_of, status_of
 from serving.protocols.grpc_messages import MESSAGES
 from serving.protocols.site import check_ready
+from serving.statuses import retry_after_s
 from serving.types import TaskAnswer, TaskInfo
 
 CLIENT_GONE = 499
@@ -106,8 +106,8 @@ class GrpcCalls:
         except Exception as error:  # noqa: BLE001 - Ray would tell the client all about it
             fault = fault_of(error, exchange.request_id)
             self._note(fault, exchange, error)
-            if isinstance(error, OverloadedError):
-                trailing.append(("retry-after", str(error.retry_after_s)))
+            if (seconds := retry_after_s(error)) is not None:
+                trailing.append(("retry-after", str(seconds)))
             context.set_code(_CODES.get(fault.code, grpc.StatusCode.UNKNOWN))
             context.set_details(fault.message)
             return MESSAGES[f"{name}Response"]()
@@ -119,7 +119,7 @@ class GrpcCalls:
 
     def _note(self, fault: Fault, exchange: Exchange, error: Exception) -> None:
         exchange.status = fault.code
-        if fault.code == 500:
+        if status_of(error).hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
         elif fault.code not in (404, 409, 422):
             self._metrics.rejected(fault.type)

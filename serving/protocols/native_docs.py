@@ -169,7 +169,7 @@ VERSIONS = RouteText(
     "/v1/tasks/{task}/versions",
     "tasks",
     "List a task's versions",
-    answers(200, VersionList, "All of them, oldest first.", 401, 403, 404, 422, 500),
+    answers(200, VersionList, "All of them, oldest first.", 401, 403, 404, 422, 500, 503),
     extra=extra(TASK_IN_PATH),
 )
 VERSION = RouteText(
@@ -177,6 +177,6 @@ VERSION = RouteText(
     "/v1/tasks/{task}/versions/{version}",
     "tasks",
     "Describe a version",
-    answers(200, TaskInfo, "This version.", 401, 403, 404, 422, 500),
+    answers(200, TaskInfo, "This version.", 401, 403, 404, 422, 500, 503),
     extra=extra(TASK_IN_PATH, VERSION_IN_PATH),
 )

@@ -213,7 +213,7 @@ MODEL = _route(
     "GET",
     "/v2/models/{task}",
     "Describe a task",
-    _answers(ModelMetadata, "What it takes and gives.", 401, 403, 404, 500),
+    _answers(ModelMetadata, "What it takes and gives.", 401, 403, 404, 500, 503),
     "",
     TASK_IN_PATH,
 )
@@ -221,7 +221,7 @@ MODEL_VERSION = _route(
     "GET",
     "/v2/models/{task}/versions/{version}",
     "Describe a version",
-    _answers(ModelMetadata, "What it takes and gives.", 401, 403, 404, 422, 500),
+    _answers(ModelMetadata, "What it takes and gives.", 401, 403, 404, 422, 500, 503),
     "",
     TASK_IN_PATH,
     VERSION_IN_PATH,
@@ -254,7 +254,7 @@ INDEX = _route(
     "POST",
     "/v2/repository/index",
     "List the repository",
-    _answers(tuple[IndexEntry, ...], "Every version.", 401, 403, 408, 413, 422, 500),
+    _answers(tuple[IndexEntry, ...], "Every version.", 401, 403, 408, 413, 422, 500, 503),
     "All versions of the tasks that the key is for; with `ready`, those alone that answer.",
     body={**json_body(record((), ready={"type": "boolean"}), {}), "required": False},
 )

@@ -39,6 +39,7 @@ class Changer:
     next_version: int = 1
     active: int | None = None
     canary: int | None = None
+    shadow: int | None = None
     history: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -53,11 +54,14 @@ class Changer:
     def change(self) -> None:
         """One change that the present state allows."""
         others = [number for number in self.versions if number != self.active]
-        old = [number for number in others if number != self.canary]
+        old = [number for number in others if number not in (self.canary, self.shadow)]
         possible: list[Callable[[], None]] = [self.register, self.register_again]
         if others:
             number = self.dice.choice(others)
             possible += [lambda: self.activate(number), lambda: self.set_canary(number)]
+            possible.append(lambda: self.set_shadow(number))
+        if self.shadow is not None:
+            possible.append(self.clear_shadow)
         if self.canary is not None:
             possible.append(self.clear_canary)
         if self.history:
@@ -125,6 +129,20 @@ class Changer:
 
         self._tell("canary ended", new, "DELETE", "canary")
 
+    def set_shadow(self, number: int) -> None:
+        """It is asked as well, and nobody gets its answers."""
+
+        def new() -> None:
+            self.shadow = number
+
+        self._tell("shadow", new, "PUT", "shadow", json={"version": number})
+
+    def clear_shadow(self) -> None:
+        def new() -> None:
+            self.shadow = None
+
+        self._tell("shadow ended", new, "DELETE", "shadow")
+
     def delete(self, number: int) -> None:
         def new() -> None:
             del self.versions[number]
@@ -135,7 +153,8 @@ class Changer:
 
     def delete_task(self) -> None:
         def new() -> None:
-            self.versions, self.history, self.active, self.canary = {}, [], None, None
+            self.versions, self.history = {}, []
+            self.active = self.canary = self.shadow = None
 
         self._tell("task deleted", new, "DELETE", "")
 
@@ -149,6 +168,8 @@ class Changer:
     def _settle(self) -> None:
         if self.canary == self.active or self.canary not in self.versions:
             self.canary = None
+        if self.shadow == self.active or self.shadow not in self.versions:
+            self.shadow = None
 
     def _tell(
         self,
@@ -217,7 +238,7 @@ def test_no_request_fails_and_no_answer_is_wrong_while_everything_changes(place:
     done = changers[0].done + changers[1].done
     took = sorted(changers[0].took_s + changers[1].took_s)
     report(
-        f"register, replace, roll back, canary and delete in a loop under load, {FOR_S:.0f} s",
+        f"register, replace, roll back, canary, shadow and delete under load, {FOR_S:.0f} s",
         f"{sum(done.values()):,} changes, {len(seen.answers):,} requests: {len(wrong)} failed or "
         f"wrong; a change took {median(took):.2f} s (median), {took[-1]:.2f} s (most)",
     )
@@ -225,4 +246,4 @@ def test_no_request_fails_and_no_answer_is_wrong_while_everything_changes(place:
     answered = Counter((one.task, one.version) for one in seen.answers if one.status == 200)
     assert sum(done.values()) >= 10
     assert len(answered) >= 5, "versions that have answered"
-    assert len(done) >= (9 if soak() else 4)
+    assert len(done) >= (11 if soak() else 4)

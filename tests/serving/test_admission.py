@@ -35,6 +35,8 @@ class Server:
     batch: list[tuple[Part[int], int]] = field(default_factory=list)
     waited: dict[int, float] = field(default_factory=dict)
     """Queue time of what was answered."""
+    began: dict[int, float] = field(default_factory=dict)
+    """Queue time until the first forward."""
     late: dict[int, ServingError] = field(default_factory=dict)
     """What was admitted and refused after all."""
     served: Counter[str] = field(default_factory=Counter)
@@ -84,6 +86,7 @@ class Server:
                 self.late[part.work] = one.error
         for part, _ in self.batch:
             self.waited[part.work] = self.now - part.request.submitted - part.forward_s
+            self.began.setdefault(part.work, self.waited[part.work])
         tokens = sum(part.lengths[index] for part, index in self.batch)
         self.busy_until = self.now + tokens / self.rate
         self.slowest = min(self.slowest, self.rate)
@@ -352,6 +355,24 @@ def test_a_flood_of_one_key_is_not_felt_by_another() -> None:
 # --- time -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("inputs", "tasks"), [(128, 11), (128, 50), (64, 200), (1, 11)])
+def test_ten_times_the_load_is_answered_as_the_load_itself(inputs: int, tasks: int) -> None:
+    """No forward is for nothing, however many large requests have their turns side by side."""
+    limits, rate = Limits(500, 65_536, 2.0), 28_000.0
+    server = _warm(limits, rate)
+    began, seconds, tokens = server.now, 30.0, 35
+    capacity = rate / (inputs * tokens)
+    for number in range(round(seconds * capacity * 10)):
+        with suppress(OverloadedError):
+            server.ask(number, *[tokens] * inputs, task=f"task-{number % tasks}")
+        server.run_until(began + (number + 1) / (capacity * 10))
+    server.run_until(server.now + 100)
+    answered = server.waited.keys() - server.late.keys() - {-1}
+    assert len(answered) >= 0.99 * seconds * capacity
+    assert max(server.began.values()) <= server.longest_s
+    assert max(server.waited[number] for number in answered) <= 2 * server.longest_s
+
+
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     server = _warm()
     for number in range(200):
@@ -497,8 +518,13 @@ class Law:
             if mine:
                 assert before[one] > of_one * WEIGHTS[one]
                 assert self.waiting(one) >= of_one * WEIGHTS[one] * (1 - 1e-9)
-                kept = [n for n, p in self.parts.items() if p.request.key == one and p.waits]
-                assert max(kept) < min(mine), "the newest give way"
+                kept = [
+                    n
+                    for n, p in self.parts.items()
+                    if p.request.key == one and p.waits and not p.request.begun
+                ]
+                assert max(kept, default=-1) < min(mine), "the newest give way"
+                assert not any(self.parts[n].request.begun for n in mine)
 
 
 @given(events)
@@ -515,8 +541,10 @@ def test_whatever_happens_the_rules_hold_and_nothing_is_lost(happens: list[objec
         answered = part.taken == len(part.lengths) and number in server.waited
         assert any([*ends, answered])
         assert sum(ends) <= 1
-        if not any(ends):
-            assert server.waited[number] <= server.longest_s
+        if number in server.began:
+            assert server.began[number] <= server.longest_s
+        if number in server.late and part.request.begun:
+            assert isinstance(server.late[number], DeadlineError), "what has begun is finished"
 
 
 @given(events)

@@ -264,6 +264,7 @@ TABLE: list[tuple[Exception, int]] = [
     (store_errors.NotFoundError("x"), 404),
     (store_errors.ConflictError("x"), 409),
     (store_errors.StoreError("x"), 500),
+    (store_errors.StoreUnreachableError("x"), 503),
     (store_errors.ModelStoreError("x"), 500),
     (ZeroDivisionError("x"), 500),
 ]

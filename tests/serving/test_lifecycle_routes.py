@@ -54,6 +54,7 @@ def test_a_version_under_an_unusable_name_is_422(served: Served, name: str) -> N
         (store_errors.BackboneMismatchError("another backbone"), 422),
         (store_errors.ConflictError("not now"), 409),
         (store_errors.StoreError("disk full"), 500),
+        (store_errors.StoreUnreachableError("the bucket's name and reason"), 503),
     ],
 )
 def test_an_artifact_that_is_not_taken(
@@ -64,7 +65,10 @@ def test_an_artifact_that_is_not_taken(
 
     monkeypatch.setattr(served.service, "register", register)
     answer = served.ask("POST", "/v1/tasks/new/versions", content=b"artifact")
-    assert error_of(answer, status)["type"] == STATUSES[type(error)].type
+    told = error_of(answer, status)
+    assert told["type"] == STATUSES[type(error)].type
+    assert (str(error) in told["message"]) == (status < 500)
+    assert ("retry-after" in answer.headers) == (status == 503)
     assert served.count("taskbone_registrations_total", result="refused") == 1
 
 
