@@ -4,9 +4,9 @@
 
 Measures the capacity with a closed loop, then sends at a constant rate of ten times that, whatever
 is answered, then measures the closed loop again at once. Same client, same requests, one run: the
-share of the capacity that is still answered (goodput, target at least 0.95), whether everything
-else is 429 or 503 with Retry-After, how long accepted requests took at most, and whether the server
-is at once what it was before.
+share of the capacity that is still answered once the queue is full (goodput, target at least 0.95),
+whether everything else is 429 or 503 with Retry-After, how long accepted requests took at most, and
+whether the server is at once what it was before.
 
 The client has the same cores as the server, and a request that is turned away costs both of them
 something. With many inputs a request (`--inputs`) ten times the capacity is few requests, and that
@@ -18,8 +18,10 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ class Run:
     seconds: float
     """Of each of the closed loops."""
     overload_s: float
+    client_s: float
+    """Processor time that the client took from the server during the overload."""
 
 
 def main() -> int:
@@ -96,10 +100,12 @@ async def measure(server: Taskbone, texts: Sequence[str], arguments: argparse.Na
     seconds = arguments.capacity_seconds
     before = await closed(client, requests, at_once, seconds)
     rate = arguments.times * capacity_of(before, seconds)
+    took = time.process_time()
     during = await at_rate(client, requests, rate, arguments.seconds)
+    took = time.process_time() - took
     after = await closed(client, requests, at_once, seconds)
     client.close()
-    return Run(before, during, after, seconds, arguments.seconds)
+    return Run(before, during, after, seconds, arguments.seconds, took)
 
 
 def capacity_of(outcomes: Sequence[Outcome], seconds: float) -> float:
@@ -114,13 +120,15 @@ def figures(run: Run) -> dict[str, Any]:
     """What a report says of a run."""
     capacity = capacity_of(run.before, run.seconds)
     start = min(one.due for one in run.during)
-    goodput = answered_per_s(run.during, start, start + run.overload_s)
+    bound_ms = ServeConfig.model_fields["max_queue_ms"].default
+    # As long as the queue fills, work is begun of which no answer comes yet.
+    filled = start + bound_ms / 1000
+    goodput = answered_per_s(run.during, filled, start + run.overload_s)
     recovered_from = min(one.due for one in run.after)
     recovered = answered_per_s(run.after, recovered_from, recovered_from + run.seconds)
     accepted = [one for one in run.during if one.status == 200]
     refused = [one for one in run.during if one.status in REFUSALS]
     forward_ms = max(json.loads(one.body)["timings_ms"]["forward_ms"] for one in accepted)
-    bound_ms = ServeConfig.model_fields["max_queue_ms"].default
     latencies = statistics.quantiles((1000 * one.latency_s for one in accepted), n=100)
     return {
         "capacity_per_s": round(capacity, 2),
@@ -128,6 +136,7 @@ def figures(run: Run) -> dict[str, Any]:
         "goodput_per_s": round(goodput, 2),
         "goodput_share": round(goodput / capacity, 3),
         "goodput_target": GOODPUT_TARGET,
+        "client_share_of_cores": round(run.client_s / (run.overload_s * (os.cpu_count() or 1)), 3),
         "statuses": {str(key): n for key, n in Counter(x.status for x in run.during).items()},
         "lost": sum(one.status == LOST for one in run.during),
         "refused_without_retry_after": sum(one.retry_after is None for one in refused),
