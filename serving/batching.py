@@ -3,17 +3,23 @@
 Keys take turns, and within its turns a key's tasks do. A turn is measured in tokens, so that one
 with thousands of sequences waiting delays another's single one by about a batch. A key of twice
 the weight has its turns twice as often; and after a turn that a long sequence made longer than
-others, the next comes later.
+others, the next comes later. Between the tasks of a key, whatever waits longest has its turn first,
+as long as none is far behind: else, of tasks that are asked alike, those with a few sequences more
+would wait several times as long.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
+from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 TURN_TOKENS = 256
 """What is taken in one turn; the sequence that reaches it is the turn's last."""
+
+TASK_SLACK_TOKENS = 8 * TURN_TOKENS
+"""What a task may be ahead of another of its key, as long as it has what waits longest."""
 
 Work = TypeVar("Work")
 Queue = TypeVar("Queue", bound="_Queue")
@@ -46,6 +52,8 @@ class Part(Generic[Work]):
     """How many of the sequences wait no longer."""
     forward_s: float = 0.0
     """Of all forwards that answered some of them until now."""
+    number: int = 0
+    """In the order of arrival."""
 
     @property
     def waits(self) -> bool:
@@ -93,30 +101,30 @@ class _Line(Generic[Work]):
 class _Seat(Generic[Queue]):
     queue: Queue
     weight: float
+    place: float
 
 
 class _Turns(Generic[Queue]):
     """Queues that take turns, in proportion to their weights.
 
-    Each has a place in time, counted in tokens for a weight of 1; whose place comes first has the
-    turn, and moves on by what it takes. One that comes new begins now. One that is found empty when
-    its turn comes is let go; until then it keeps its place, so that nobody gains by coming and
-    going.
+    Each has a place in time, counted in tokens for a weight of 1, and moves on by what it takes.
+    The turn is that of what waits longest, among those whose place is at most `slack` after the
+    first one's. One that comes new begins now. One that was passed while it was empty is let go;
+    until then it keeps its place, so that nobody gains by coming and going.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slack: float) -> None:
+        self._slack = slack
         self._seats: dict[str, _Seat[Queue]] = {}
-        self._order: list[tuple[float, int, str]] = []  # heap of places; equal ones by number
-        self._number = 0
         self._now = 0.0
-        self._used = 0  # tokens taken in the first one's turn, which may last for several batches
+        self._turn: _Seat[Queue] | None = None
+        self._used = 0  # tokens taken in this turn, which may last for several batches
 
     def queue(self, name: str, weight: float, make: Callable[[], Queue]) -> Queue:
         """The queue of this name, new where there is none."""
         seat = self._seats.get(name)
         if seat is None:
-            seat = self._seats[name] = _Seat(make(), weight)
-            heappush(self._order, (self._now, self._next_number(), name))
+            seat = self._seats[name] = _Seat(make(), weight, self._now)
         seat.weight = weight
         return seat.queue
 
@@ -125,46 +133,52 @@ class _Turns(Generic[Queue]):
         return self._seats[name].queue
 
     def __len__(self) -> int:
-        """How many take turns, with those that have been found empty at none yet."""
+        """How many take turns, with those that have not been passed since they are empty."""
         return len(self._seats)
 
     def peek(self) -> Part[Any] | None:
-        while self._order:
-            place, _, name = self._order[0]
-            seat = self._seats[name]
-            part = seat.queue.peek() if self._used < TURN_TOKENS else None
-            if part is not None:
-                self._now = place
+        if self._turn is not None:
+            if self._used < TURN_TOKENS and (part := self._turn.queue.peek()) is not None:
                 return part
-            if self._used:
-                later = place + self._used / seat.weight
-                heapreplace(self._order, (later, self._next_number(), name))
-                self._used = 0
-            else:
-                heappop(self._order)
+            self._turn.place += self._used / self._turn.weight
+            self._turn, self._used = None, 0
+        waiting = [
+            (part.number, seat, part)
+            for seat in self._seats.values()
+            if (part := seat.queue.peek()) is not None
+        ]
+        first = min((seat.place for _, seat, _ in waiting), default=math.inf)
+        for name in [name for name, seat in self._seats.items() if seat.place <= first]:
+            if self._seats[name].queue.peek() is None:
                 del self._seats[name]
-        return None
+        if not waiting:
+            return None
+        self._now = first
+        _, self._turn, part = min(
+            (one for one in waiting if one[1].place <= first + self._slack), key=itemgetter(0)
+        )
+        return part
 
     def pop(self) -> int:
-        tokens = self._seats[self._order[0][2]].queue.pop()
+        assert self._turn is not None, "after `peek`"
+        tokens = self._turn.queue.pop()
         self._used += tokens
         return tokens
-
-    def _next_number(self) -> int:
-        self._number += 1
-        return self._number
 
 
 class FairQueue(Generic[Work]):
     """All that waits; the caller sees to it that one thread at a time uses it."""
 
     def __init__(self) -> None:
-        self._keys: _Turns[_Turns[_Line[Work]]] = _Turns()
+        self._keys: _Turns[_Turns[_Line[Work]]] = _Turns(0.0)
+        self._number = 0
 
     def push(self, part: Part[Work]) -> None:
         """Add a part with its sequences behind those of its key and task."""
         request = part.request
-        tasks = self._keys.queue(request.key, request.weight, _Turns)
+        self._number += 1
+        part.number = self._number
+        tasks = self._keys.queue(request.key, request.weight, lambda: _Turns(TASK_SLACK_TOKENS))
         tasks.queue(part.task, 1.0, _Line).push(part)
 
     def remove(self, part: Part[Work]) -> None:

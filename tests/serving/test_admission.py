@@ -355,8 +355,12 @@ def test_a_flood_of_one_key_is_not_felt_by_another() -> None:
 # --- time -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("inputs", "tasks"), [(128, 11), (128, 50), (64, 200), (1, 11)])
-def test_ten_times_the_load_is_answered_as_the_load_itself(inputs: int, tasks: int) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "tasks", "longest"), [(1, 11, 1.0), (128, 11, 1.5), (128, 50, 2.0), (64, 200, 4.0)]
+)
+def test_ten_times_the_load_is_answered_as_the_load_itself(
+    inputs: int, tasks: int, longest: float
+) -> None:
     """No forward is for nothing, however many large requests have their turns side by side."""
     limits, rate = Limits(500, 65_536, 2.0), 28_000.0
     server = _warm(limits, rate)
@@ -370,7 +374,7 @@ def test_ten_times_the_load_is_answered_as_the_load_itself(inputs: int, tasks: i
     answered = server.waited.keys() - server.late.keys() - {-1}
     assert len(answered) >= 0.99 * seconds * capacity
     assert max(server.began.values()) <= server.longest_s
-    assert max(server.waited[number] for number in answered) <= 2 * server.longest_s
+    assert max(server.waited[number] for number in answered) <= longest * server.longest_s
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
