@@ -306,9 +306,10 @@ class Lifecycle:
             if members and ready == len(members):
                 return operation
             if time.monotonic() > give_up_at or self._closing.is_set():
+                slow = [name for name, status in members.items() if not is_done(status)]
                 raise NotReadyError(
                     f"step {operation.step!r}: ready on {ready} of {len(members)} replicas after "
-                    f"{WITHIN_S:.0f} s"
+                    f"{WITHIN_S:.0f} s; not on {', '.join(slow)}"
                 )
             seen = self._board.changed(seen, 0.5)
 
@@ -333,7 +334,7 @@ class _Change:
 
 def _failed(operation: Operation, error: Exception) -> Operation:
     status = status_of(error)
-    message = str(error) if status.code < 500 else "the server failed; its log says more"
+    message = "the server failed; its log says more" if status.hidden else str(error)
     return dataclasses.replace(operation, state="failed", error_type=status.type, error=message)
 
 
