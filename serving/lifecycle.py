@@ -206,11 +206,13 @@ class Lifecycle:
             by=change.caller.name,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        if not wait:
+            # Before it is begun: afterwards, this would take back what it has reached.
+            await asyncio.to_thread(self._put, operation)
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._threads, self._carry_out, operation, work)
         if not wait:
             running.add_done_callback(_swallow)
-            await asyncio.to_thread(self._put, operation)
             return operation
         # Whoever hangs up does not stop a change half-way.
         return await asyncio.shield(running)

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -95,6 +96,31 @@ def test_a_registered_version_answers_on_every_replica_when_the_call_ends(fleet:
     again = register(fleet, 2, replica=1)
     assert (again.version, again.created, again.ready) == (2, False, 3)
     assert len(fleet.store.versions("mood")) == 2
+
+
+def test_who_does_not_wait_gets_an_operation_that_never_goes_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly its beginning is noted, that does not take back what it has reached."""
+    noted: list[str] = []
+    put = Board.put_operation
+
+    def slow(board: Board, operation: Operation, owner: str) -> None:
+        if not operation.step:
+            time.sleep(0.2)
+        noted.append(operation.step or operation.state)
+        put(board, operation, owner)
+
+    monkeypatch.setattr(Board, "put_operation", slow)
+    operation = run(fleet.replicas[0].lifecycle.activate("mood", 1, OPS, wait=False))
+
+    def state() -> str:
+        found: Operation = run(fleet.replicas[1].lifecycle.operation(operation.id))
+        return found.state
+
+    wait_until(lambda: state() != "running")
+    assert state() == "done"
+    assert (noted[0], noted[-1]) == ("running", "done")
 
 
 def test_a_version_may_be_published_and_activated_later(fleet: Fleet) -> None:
