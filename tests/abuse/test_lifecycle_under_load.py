@@ -246,4 +246,4 @@ def test_no_request_fails_and_no_answer_is_wrong_while_everything_changes(place:
     answered = Counter((one.task, one.version) for one in seen.answers if one.status == 200)
     assert sum(done.values()) >= 10
     assert len(answered) >= 5, "versions that have answered"
-    assert len(done) >= (11 if soak() else 4)
+    assert len(done) >= (10 if soak() else 4)
