@@ -22,6 +22,7 @@ CLIENT_GONE = 499
 
 _TASKS_PREFIXES = ("/v1/tasks/", "/v2/models/")
 _COUNTED_PREFIXES = ("/v1/", "/v2/models/", "/predict", "/classify")
+_NOT_COUNTED = "/v1/stats"
 _REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
 _log = logging.getLogger(__name__)
 
@@ -90,9 +91,10 @@ class Gate:
     def _count(self, path: str, exchange: Exchange) -> None:
         if exchange.rejection:
             self._metrics.rejected(exchange.rejection)
-        if path.startswith(_COUNTED_PREFIXES):
+        if path.startswith(_COUNTED_PREFIXES) and path != _NOT_COUNTED:
             duration_s = time.perf_counter() - exchange.started
-            self._metrics.request(exchange.task, exchange.status or CLIENT_GONE, duration_s)
+            status = exchange.status or CLIENT_GONE
+            self._metrics.request(exchange.task, exchange.version, status, duration_s)
 
     async def _refuse_other_protocol(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

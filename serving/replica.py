@@ -74,7 +74,7 @@ class Replica(GrpcMethods):
         from serving.shared_board import RayBoard, connect
 
         _log(folder / LOG)
-        metrics = Metrics()
+        self._metrics = metrics = Metrics(folder / METRICS)
         board = RayBoard(connect(NAME))
         # One process alone has its weights in huge pages, which a shared file has not everywhere.
         weights_folder = folder / _WEIGHTS if config.most_replicas > 1 else None
@@ -83,6 +83,7 @@ class Replica(GrpcMethods):
         self._app = build_app(self._service, metrics, config, self._keys)
         guard = Guard(self._keys, auth=config.auth)
         self._grpc = GrpcCalls(self._service, metrics, config, guard)
+        metrics.start(self._service.check)
         processes.free_memory()
         # What is there now stays. A large body of many small things would otherwise have the
         # collector look at all of it again and again, and every other request wait for seconds.
@@ -100,6 +101,8 @@ class Replica(GrpcMethods):
             self._service.close()
         if hasattr(self, "_keys"):
             self._keys.close()
+        if hasattr(self, "_metrics"):
+            self._metrics.close()
 
 
 def _log(path: Path) -> None:

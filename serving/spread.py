@@ -7,6 +7,8 @@ not made up for by others.
 import time
 from typing import Any
 
+PORT_LABEL = "taskbone-port"
+"""Of nodes that `taskbone node` has started: the port of their HAProxy."""
 _LOOK_S = 0.5
 _GONE_S = 1.0
 """How long a node must be gone before its replicas count as gone."""

@@ -163,6 +163,16 @@ class TaskTable:
             served = [one for task in self._tasks.values() for one in task.versions]
             return {one.info.digest for one in (*others, *served)}
 
+    def chosen(self, task: str, ask: Ask) -> int | None:
+        """The version that answers such a request, None where there is none of that number.
+
+        Raises `UnknownTaskError`.
+        """
+        served = self.get(task)
+        if ask.version is None:
+            return served.choose(ask.request_id).info.version
+        return ask.version if self.has(task, ask.version) else None
+
     @contextmanager
     def using(self, task: str, ask: Ask) -> Iterator[tuple[LoadedVersion, ServedTask | None]]:
         """The version that answers a request, counted as under way inside; and what serves the

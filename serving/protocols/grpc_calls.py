@@ -114,7 +114,10 @@ class GrpcCalls:
         finally:
             context.set_trailing_metadata(trailing)
             self._metrics.request(
-                exchange.task, exchange.status, time.perf_counter() - exchange.started
+                exchange.task,
+                exchange.version,
+                exchange.status,
+                time.perf_counter() - exchange.started,
             )
 
     def _note(self, fault: Fault, exchange: Exchange, error: Exception) -> None:
