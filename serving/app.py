@@ -16,6 +16,7 @@ from serving.guard import Guard
 from serving.keys import KeyRing
 from serving.metrics import UNKNOWN_TASK, Metrics
 from serving.protocols.exchange import request_id_of
+from serving.statuses import REJECTIONS
 
 CLIENT_GONE = 499
 """Status counted, never sent, for a client that hung up."""
@@ -23,7 +24,6 @@ CLIENT_GONE = 499
 _TASKS_PREFIXES = ("/v1/tasks/", "/v2/models/")
 _COUNTED_PREFIXES = ("/v1/", "/v2/models/", "/predict", "/classify")
 _NOT_COUNTED = "/v1/stats"
-_REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +78,7 @@ class Gate:
         self, error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
         status = status_of(error)
-        if status.code in _REJECTIONS:
+        if status.code in REJECTIONS:
             exchange.rejection = status.type
         if status.hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)

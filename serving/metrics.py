@@ -34,6 +34,7 @@ from serving.series import (
     copy,
     observe,
 )
+from serving.statuses import REJECTIONS, STATUSES
 from serving.types import TaskInfo, Timings
 
 __all__ = ["FAMILIES", "NO_TASK", "OTHER", "SECONDS", "UNKNOWN_TASK", "Metrics"]
@@ -140,10 +141,7 @@ FAMILIES: Final[dict[str, Family]] = {
 KNOWN: Final[dict[str, tuple[Labels, ...]]] = {
     "taskbone_rejected_total": tuple(
         (reason,)
-        for reason in (
-            *("unauthorized", "forbidden", "body_timeout", "too_large", "rate_limited"),
-            *("overloaded", "not_ready", "deadline_exceeded"),
-        )
+        for reason in sorted({one.type for one in STATUSES.values() if one.code in REJECTIONS})
     ),
     "taskbone_plan_cache_events_total": (("hit",), ("miss",), ("build",), ("evict",)),
     "taskbone_tasks": (("active",), ("canary",), ("shadow",), ("failed",)),

@@ -49,6 +49,14 @@ def same_on_every_node(replicas: int) -> dict[str, Any]:
     }
 
 
+def front_doors() -> list[dict[str, Any]]:
+    """The living nodes that have one, which are those with replicas, and the head."""
+    from ray import serve
+
+    doors = serve.status().proxies
+    return [node for node in living_nodes() if node["NodeID"] in doors]
+
+
 def living_nodes() -> list[dict[str, Any]]:
     """The nodes, as Ray describes them; none where this process is in no cluster."""
     import ray

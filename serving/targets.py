@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from serving.config import ServeConfig
-from serving.spread import PORT_LABEL, living_nodes
+from serving.spread import PORT_LABEL, front_doors
 
 _ANY = ("0.0.0.0", "::", "")  # noqa: S104 - compared
 _ELSEWHERE = ("203.0.113.1", 9)
@@ -24,7 +24,7 @@ class Target:
 
 
 def targets(config: ServeConfig) -> list[Target]:
-    """Every node that lives now. Asks Ray on a cluster: not for the event loop's thread."""
+    """Every front door that there is. Asks Ray on a cluster: not for the event loop's thread."""
     if config.ray_address is None:
         host = _own_address() if config.host in _ANY else config.host
         return [_target(host, config.port, socket.gethostname())]
@@ -34,7 +34,7 @@ def targets(config: ServeConfig) -> list[Target]:
             int(node["Labels"].get(PORT_LABEL, config.port)),
             node["NodeManagerHostname"],
         )
-        for node in living_nodes()
+        for node in front_doors()
     ]
 
 

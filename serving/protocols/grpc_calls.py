@@ -30,7 +30,7 @@ from serving.protocols.exchange import Exchange, number, request_id_of
 from serving.protocols.faults import Fault, fault_of, status_of
 from serving.protocols.grpc_messages import MESSAGES
 from serving.protocols.site import check_ready
-from serving.statuses import retry_after_s
+from serving.statuses import REJECTIONS, retry_after_s
 from serving.types import TaskAnswer, TaskInfo
 
 CLIENT_GONE = 499
@@ -124,7 +124,7 @@ class GrpcCalls:
         exchange.status = fault.code
         if status_of(error).hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
-        elif fault.code not in (404, 409, 422):
+        if fault.code in REJECTIONS:
             self._metrics.rejected(fault.type)
 
     # --- the calls ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_store.manifest import BackboneReference
 from serving.errors import EngineError
-from serving.metrics import FAMILIES, MAX_TASKS, MAX_VERSIONS, Metrics
+from serving.metrics import FAMILIES, KNOWN, MAX_TASKS, MAX_VERSIONS, SECONDS, Metrics
 from serving.types import CanaryInfo, TaskInfo, Timings
 from tests.serving.conftest import Served
 
@@ -169,6 +169,36 @@ def test_a_process_alone_is_one_replica_that_answers_while_its_check_passes() ->
     wrong.clear()
     metrics.close()
     assert value(told(metrics), "taskbone_replicas_ready") == 0
+
+
+def test_the_document_says_what_the_code_does() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(taskbone_\w+)` \| (\w+) \|([^|]*)\| ([^|]+) \| (.+) \|$", text, re.M)
+    documented = {
+        name: (kind, tuple(re.findall(r"\w+", labels))) for name, kind, labels, *_ in rows
+    }
+    assert documented == {name: (one.kind, one.labels) for name, one in FAMILIES.items()}
+    units = {name: unit for name, _, _, unit, _ in rows}
+    for name, unit in units.items():
+        for word in ("seconds", "bytes", "tokens", "requests", "sequences", "tasks", "replicas"):
+            if re.search(rf"_{word}(_total)?$", name):
+                assert unit == word, name
+    meanings = {name: meaning for name, *_, meaning in rows}
+    for name, known in KNOWN.items():
+        for value_of_label in {one for labels in known for one in labels}:
+            assert f"`{value_of_label}`" in meanings[name], f"{name}: {value_of_label}"
+    # Whatever else is named in the text is there, too.
+    assert set(re.findall(r"taskbone_\w+", text)) <= FAMILIES.keys()
+    bounds = re.search(r"have the buckets (.*)\.$", text, re.M)
+    assert bounds
+    told = [float(one) for one in re.findall(r"[\d.]+", bounds[1])]
+    assert [*(one / 1000 for one in told[:-3]), *told[-3:]] == list(SECONDS)
+
+
+def test_every_kind_of_change_is_known_beforehand() -> None:
+    source = (Path(__file__).parents[2] / "serving" / "lifecycle.py").read_text()
+    kinds = set(re.findall(r'_Change\("(\w+)"', source))
+    assert {(kind, "done") for kind in kinds} <= set(KNOWN["taskbone_operations_total"])
 
 
 # --- what the application counts ------------------------------------------------------------------
