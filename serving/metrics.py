@@ -154,6 +154,7 @@ KNOWN: Final[dict[str, tuple[Labels, ...]]] = {
 }
 """Labels that are known beforehand."""
 
+_PARTS = ("request", "tokenize", "queue", "forward")
 SHADOW_RESULTS: Final = ("same", "different", "failed", "skipped")
 
 
@@ -269,8 +270,9 @@ class Metrics(Collector):
 
     def shadow(self, task: str, result: str, inputs: int) -> None:
         """Count inputs that a shadow was asked: `same`, `different`, `failed` or `skipped`."""
-        label = self._versions.task_label(task)
-        self._count("taskbone_shadow_inputs_total", label, result, amount=inputs)
+        with self._lock:
+            series = self._values["taskbone_shadow_inputs_total"]
+            series.setdefault((self._versions.task_label(task), result), [0])[0] += inputs
 
     # --- plans ----------------------------------------------------------------------------------
 
@@ -322,12 +324,9 @@ class Metrics(Collector):
         with self._lock:
             self._values[name][labels] = [value]
 
-    def _count(self, name: str, *labels: str, amount: int = 1) -> None:
+    def _count(self, name: str, *labels: str) -> None:
         with self._lock:
-            self._values[name].setdefault(labels, [0])[0] += amount
-
-
-_PARTS = ("request", "tokenize", "queue", "forward")
+            self._values[name].setdefault(labels, [0])[0] += 1
 
 
 def _answering(served: Iterable[TaskInfo]) -> Iterable[tuple[str, int]]:

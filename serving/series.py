@@ -132,9 +132,16 @@ class ByVersion:
             for version in versions:
                 if (task, version) not in wanted:
                     self._idle.setdefault((task, version))
+        full = False
         for task, version in wanted:
-            if version not in self._own.get(task, ()) and self._has_room(task, idle=True):
+            versions = self._own.get(task)
+            # Where one task finds no room, no other does that has none yet; there may be thousands.
+            if (versions is None and full) or (versions and version in versions):
+                continue
+            if self._has_room(task, idle=True):
                 self._add(task, version)
+            else:
+                full = True
         return before - set(self._own)
 
     def find(self, task: str, version: int | None) -> VersionSeries:

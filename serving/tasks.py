@@ -58,6 +58,8 @@ class ServedTask:
     @property
     def info(self) -> TaskInfo:
         """What callers may know."""
+        if self.canary is None and self.shadow is None:
+            return self.active.info
         canary = shadow = None
         if self.canary is not None:
             canary = CanaryInfo(self.canary.info.version, self.canary_percent)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -276,6 +277,30 @@ def test_a_body_over_the_limit_is_a_rejection(serve: Callable[..., Served]) -> N
     served.predict("a" * 100)
     assert served.count("taskbone_rejected_total", reason="too_large") == 1
     assert served.count("taskbone_requests_total", task="parity", code="413") == 1
+
+
+def test_nothing_that_threads_count_at_once_is_lost(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    metrics.serve([info("a"), info("b")])
+
+    def count(task: str) -> None:
+        for _ in range(3000):
+            metrics.request(task, 1, 200, 0.001)
+            metrics.batch({task: 2}, 1, 10, 0.001)
+            metrics.plan_lookup("hit")
+
+    threads = [threading.Thread(target=count, args=[task]) for task in "aabb"]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        metrics.total()
+    text = told(metrics)
+    for task in "ab":
+        labels = {"task": task, "version": "1"}
+        assert value(text, "taskbone_requests_total", **labels, code="200") == 6000
+        assert value(text, "taskbone_request_duration_seconds_count", **labels) == 6000
+    assert value(text, "taskbone_batch_sequences_sum") == 24_000
+    assert value(text, "taskbone_plan_cache_events_total", event="hit") == 12_000
 
 
 # --- several processes ----------------------------------------------------------------------------
