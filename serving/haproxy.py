@@ -64,6 +64,11 @@ sed -i \\
   -e '    http-request deny deny_status 400 unless {{ path_beg / }}\\' \\
   -e '    {refuse_rays_own}' \\
   "$3"
+# Where this machine has none, others would tell of theirs as if they were this one's.
+grep -q '^ *use-server .* if {local}' "$3" || sed -i \\
+  -e '/^frontend http_frontend/a\\' \\
+  -e '    http-request deny deny_status 503 if {local}' \\
+  "$3"
 exec {death_signal}{binary} "$@"
 """
 
