@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from serving.config import ServeConfig
 from serving.guard import scope_of
 from serving.metrics import Metrics
-from serving.protocols import changes, faults, native, oip, repository, site, tei, vllm
+from serving.protocols import changes, faults, monitoring, native, oip, repository, site, tei, vllm
 from serving.protocols.core import Service
 from serving.protocols.exchange import EXCHANGE, Exchange
 from serving.protocols.faults import status_of
@@ -140,7 +140,8 @@ def build_api(service: Service, metrics: Metrics, config: ServeConfig) -> Api:
     repository.add_routes(api, service, config)
     vllm.add_routes(api, service, config)
     tei.add_routes(api, service, config)
-    site.add_routes(api, service, metrics)
+    monitoring.add_routes(api, metrics, config)
+    site.add_routes(api, service)
     routes = [route for route in api.routes if isinstance(route, _LeanRoute)]
     for route in routes:
         same = [one for one in routes if one.path == route.path]

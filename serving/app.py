@@ -16,13 +16,14 @@ from serving.guard import Guard
 from serving.keys import KeyRing
 from serving.metrics import UNKNOWN_TASK, Metrics
 from serving.protocols.exchange import request_id_of
+from serving.statuses import REJECTIONS
 
 CLIENT_GONE = 499
 """Status counted, never sent, for a client that hung up."""
 
 _TASKS_PREFIXES = ("/v1/tasks/", "/v2/models/")
 _COUNTED_PREFIXES = ("/v1/", "/v2/models/", "/predict", "/classify")
-_REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
+_NOT_COUNTED = "/v1/stats"
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +78,7 @@ class Gate:
         self, error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
         status = status_of(error)
-        if status.code in _REJECTIONS:
+        if status.code in REJECTIONS:
             exchange.rejection = status.type
         if status.hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
@@ -90,9 +91,10 @@ class Gate:
     def _count(self, path: str, exchange: Exchange) -> None:
         if exchange.rejection:
             self._metrics.rejected(exchange.rejection)
-        if path.startswith(_COUNTED_PREFIXES):
+        if path.startswith(_COUNTED_PREFIXES) and path != _NOT_COUNTED:
             duration_s = time.perf_counter() - exchange.started
-            self._metrics.request(exchange.task, exchange.status or CLIENT_GONE, duration_s)
+            status = exchange.status or CLIENT_GONE
+            self._metrics.request(exchange.task, exchange.version, status, duration_s)
 
     async def _refuse_other_protocol(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -20,10 +20,8 @@ from serving.errors import ConfigError, ServingError
 from serving.local_key import environment_keys, prepare
 from serving.replica import NAME, OpenService, open_service
 from serving.shared_board import remove
-from serving.spread import living_nodes
+from serving.spread import PORT_LABEL, living_nodes
 
-PORT_LABEL = "taskbone-port"
-"""Of nodes that `taskbone node` has started: the port of their HAProxy."""
 _LOOK_S = 2.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -14,9 +14,6 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where `prometheus_client` looks for the folder that several processes share."""
-
 Count = Annotated[int, Field(ge=1)]
 PositiveBytes = Annotated[int, Field(ge=1)]
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from model_store.store import open_store
 from serving.cluster_environment import check_process
-from serving.config import METRICS_FOLDER_VARIABLE, ServeConfig
+from serving.config import ServeConfig
 from serving.errors import ConfigError, ServingError
 from serving.keys import Key
 from serving.local_key import environment_keys, prepare
-from serving.replica import METRICS, NAME, OpenService, Replica, open_service
+from serving.replica import NAME, OpenService, Replica, open_service
 from serving.spread import same_on_every_node
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 GRACE_S = 20
 """How long requests under way may take to finish when a replica or the server stops."""
+_VARIABLES = {
+    # The engine's thread sets its own number. If other threads made teams of their own, OpenMP
+    # would count more threads than cores, and each of ours would sleep between operations.
+    "OMP_NUM_THREADS": "1",
+}
+"""For the replicas alone, and not for Ray's own processes."""
 LOOK_BACK_S = 10.0
 """The load is the mean over so many seconds."""
 UPSCALE_S = 5.0
@@ -40,7 +46,7 @@ def application(settings: dict[str, Any]) -> "Application":
     For a Ray whose nodes were started with the variables of `taskbone ray-environment`.
     """
     check_process()
-    config = ServeConfig.of(**settings)
+    config = ServeConfig.of(**{"ray_address": "auto", **settings})
     prepare(config, open_store(config.store))
     return bind(config, common_folder(), environment_keys())
 
@@ -68,7 +74,7 @@ def bind(
         ray_actor_options={
             # Replicas share the cores: the engine says how many threads it takes.
             "num_cpus": 0,
-            "runtime_env": {"env_vars": _variables(folder)},
+            "runtime_env": {"env_vars": _VARIABLES},
         },
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=GRACE_S,
@@ -92,16 +98,6 @@ def start(application: "Application") -> None:
     except RuntimeError as error:
         reason = _reason(serve.status(), error)
         raise ServingError(f"the replicas did not start: {reason}") from error
-
-
-def _variables(folder: Path) -> dict[str, str]:
-    """For the replicas alone, and not for Ray's own processes."""
-    return {
-        METRICS_FOLDER_VARIABLE: str(folder / METRICS),
-        # The engine's thread sets its own number. If other threads made teams of their own, OpenMP
-        # would count more threads than cores, and each of ours would sleep between operations.
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,8 +36,10 @@ logger = logging.getLogger("taskbone.engine")
 class BatchObserver(Protocol):
     """What the engine tells of its batches; `serving.metrics.Metrics` is one."""
 
-    def batch(self, sequences: dict[str, int], tokens: int, forward_s: float) -> None:
-        """One forward: sequences by task, packed tokens in all, seconds."""
+    def batch(
+        self, sequences: Mapping[str, int], requests: int, tokens: int, forward_s: float
+    ) -> None:
+        """One forward: sequences by task, requests and packed tokens in all, seconds."""
         ...
 
     def queued(self, tokens: int) -> None:
@@ -295,17 +298,19 @@ class Engine(Generic[P]):
             for part, index in sequences
         ]
         rows = self._backend.answer(items, plans)
-        counts: dict[str, int] = {}
-        for part, _ in sequences:
-            if part.work.observed:
-                counts[part.task] = counts.get(part.task, 0) + 1
-        if counts:
-            tokens = sum(part.lengths[index] for part, index in sequences)
-            try:
-                self._observer.batch(counts, tokens, self._clock() - started)
-            except Exception:
-                logger.exception("the observer failed; requests are answered all the same")
+        forward_s = self._clock() - started
+        observed = [(part, index) for part, index in sequences if part.work.observed]
+        if observed:
+            self._tell(observed, sum(part.lengths[index] for part, index in sequences), forward_s)
         return rows
+
+    def _tell(self, observed: Sequence[_Sequence], tokens: int, forward_s: float) -> None:
+        requests = {part.request for part, _ in observed}
+        try:
+            counts = Counter(part.task for part, _ in observed)
+            self._observer.batch(counts, len(requests), tokens, forward_s)
+        except Exception:
+            logger.exception("the observer failed; requests are answered all the same")
 
 
 def _part(

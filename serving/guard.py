@@ -42,6 +42,8 @@ def scope_of(method: str, path: str) -> Scope | None:
         return None
     if path.startswith("/metrics"):
         return "metrics"
+    if method in READING and path.startswith("/v1/stats"):
+        return "metrics"
     if method in READING:
         return "admin" if path.startswith(_ADMIN_READS) else "predict"
     if path.startswith(_CHANGES) and not _NO_CHANGE.fullmatch(path):

@@ -51,7 +51,7 @@ sed -i \\
   -e '/^ *log /d' -e '/^ *option httplog/d' -e '/^ *option log-health-checks/d' \\
   -e '/^ *option splice-/d' \\
   -e '/ check backup$/d' \\
-  -e 's#^ *server \\(\\S*\\) 127.0.0.1:.* check.*#    use-server \\1 if {{ path /metrics }}\\n&#' \\
+  -e 's#^ *server \\(\\S*\\) 127.0.0.1:.* check.*#    use-server \\1 if {local}\\n&#' \\
   -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {folder}/503.http#' \\
   -e '/^ *errorfile 502/i\\' \\
   -e '    timeout http-request {head_s}s\\' \\
@@ -63,6 +63,11 @@ sed -i \\
   -e '    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {more_than_one}\\' \\
   -e '    http-request deny deny_status 400 unless {{ path_beg / }}\\' \\
   -e '    {refuse_rays_own}' \\
+  "$3"
+# Where this machine has none, others would tell of theirs as if they were this one's.
+grep -q '^ *use-server .* if {local}' "$3" || sed -i \\
+  -e '/^frontend http_frontend/a\\' \\
+  -e '    http-request deny deny_status 503 if {local}' \\
   "$3"
 exec {death_signal}{binary} "$@"
 """
@@ -128,6 +133,7 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
             bind="" if listen is None else _BIND.format(address=listen[0], port=listen[1]),
             death_signal=death_signal,
             binary=binary,
+            local="{ path /metrics /v1/stats }",
             more_than_one="{ res.fhdr_cnt(x-request-id) gt 1 }",
             refuse_rays_own="http-request return status 404 content-type application/json "
             f"file {no_route} if {{ path,url_dec -m beg /-/ }}",

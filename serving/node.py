@@ -23,9 +23,9 @@ from serving import (
     ray_token,
     startup,
 )
-from serving.cluster import PORT_LABEL
 from serving.config import MIB
 from serving.errors import ConfigError, ServingError
+from serving.spread import PORT_LABEL
 
 RAY_PORT = 6379
 _RAY_LOG = "ray.log"

@@ -165,10 +165,16 @@ class Reconciler:
             served = self._served(task, record)
             if served is not None:
                 tasks[task] = served
-                self._metrics.prepare(task)
-        self._metrics.tasks(len(tasks))
+        # Before the first request that they answer.
+        self._metrics.serve([served.info for served in tasks.values()], self._failed(registry))
         self._table.replace(tasks, registry.generation)
         self._table.drop_others(lambda task, number: _exists(registry, (task, number)))
+
+    def _failed(self, registry: Registry) -> int:
+        """Tasks whose active version cannot be served here, though it is of this backbone."""
+        active = [(task, record.active) for task, record in registry.tasks.items() if record.active]
+        found = [self._refused[key] for key in active if key in self._refused]
+        return sum(not isinstance(error, BackboneMismatchError) for error in found)
 
     def _served(self, task: str, record: TaskRecord) -> ServedTask | None:
         """What serves a task; where its active version cannot, the one that did before."""

@@ -66,7 +66,9 @@ class Replica(GrpcMethods):
         """In `folder` the replicas of one machine have what they share."""
         if not (folder / LOG).exists():  # there is nobody who would remove it
             processes.hold_folder(folder)
-        own_folder(folder / METRICS)
+        # One front door answers for each node, and there may be several on a machine.
+        metrics_folder = folder / METRICS / node_id()
+        own_folder(metrics_folder)
         from serving.app import build_app
         from serving.guard import Guard
         from serving.metrics import Metrics
@@ -74,7 +76,7 @@ class Replica(GrpcMethods):
         from serving.shared_board import RayBoard, connect
 
         _log(folder / LOG)
-        metrics = Metrics()
+        self._metrics = metrics = Metrics(metrics_folder)
         board = RayBoard(connect(NAME))
         # One process alone has its weights in huge pages, which a shared file has not everywhere.
         weights_folder = folder / _WEIGHTS if config.most_replicas > 1 else None
@@ -83,6 +85,7 @@ class Replica(GrpcMethods):
         self._app = build_app(self._service, metrics, config, self._keys)
         guard = Guard(self._keys, auth=config.auth)
         self._grpc = GrpcCalls(self._service, metrics, config, guard)
+        metrics.start(self._service.check)
         processes.free_memory()
         # What is there now stays. A large body of many small things would otherwise have the
         # collector look at all of it again and again, and every other request wait for seconds.
@@ -100,6 +103,8 @@ class Replica(GrpcMethods):
             self._service.close()
         if hasattr(self, "_keys"):
             self._keys.close()
+        if hasattr(self, "_metrics"):
+            self._metrics.close()
 
 
 def _log(path: Path) -> None:
@@ -113,9 +118,14 @@ def _log(path: Path) -> None:
 
 def replica_id() -> str:
     """Who this replica is: Ray's name for it, its node and its process."""
-    import ray
     from ray import serve
 
     replica = serve.get_replica_context().replica_id.unique_id
-    node = ray.get_runtime_context().get_node_id()
-    return f"{replica}-{node[:12]}-{os.getpid()}"
+    return f"{replica}-{node_id()}-{os.getpid()}"
+
+
+def node_id() -> str:
+    """Ray's name for this replica's node, short."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())[:12]

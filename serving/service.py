@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ class Service:
         self.backbone = BackboneReference(name=backbone.name, fingerprint=backbone.fingerprint)
         self._metrics = metrics
         self._backend = open_backend(config, backbone, shared)
+        size = sum(tensor.nbytes for tensor in backbone.tensors.values())
+        metrics.backbone(self.backbone, size)
+        metrics.build(installed("taskbone"), device_of(config), self._backend.precision)
         self._plans = PlanCache(self._backend, config.plan_cache_bytes, metrics)
         self._engine = Engine(
             self._backend,
@@ -196,6 +200,13 @@ class Service:
         """What serves one task. Raises `UnknownTaskError`."""
         return self._tasks.get(name).info
 
+    def chosen(self, task: str, ask: Ask) -> int | None:
+        """The version that answers such a request now; None where there is none of that number.
+
+        Raises `UnknownTaskError`.
+        """
+        return self._tasks.chosen(task, ask)
+
     async def version(self, task: str, number: int) -> TaskInfo:
         """One version of a task, active or not. Raises `NotFoundError`."""
         await self._load_other(task, number)
@@ -268,7 +279,7 @@ class Service:
             total_ms=1000 * (time.perf_counter() - started),
         )
         info = version.info
-        self._metrics.timings(info.task, timings)
+        self._metrics.timings(info.task, info.version, timings)
         tokens = sum(len(one.token_ids) for one in encodings) + info.prompt_tokens * len(encodings)
         return TaskAnswer(info.task, info.version, tuple(predictions), timings, tokens)
 
@@ -304,13 +315,18 @@ class Service:
             self._long_texts_waiting -= 1
 
 
+def device_of(config: ServeConfig) -> str:
+    """The device asked for: `cpu` or `cuda`."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def open_backend(
     config: ServeConfig, backbone: Backbone, shared: SharedWeights | None = None
 ) -> "Backend[Any]":
     """The fastest backend for the device and precision asked for."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, and torch sees no CUDA device")
     precision = None if config.precision == "auto" else config.precision

@@ -7,6 +7,8 @@ not made up for by others.
 import time
 from typing import Any
 
+PORT_LABEL = "taskbone-port"
+"""Of nodes that `taskbone node` has started: the port of their HAProxy."""
 _LOOK_S = 0.5
 _GONE_S = 1.0
 """How long a node must be gone before its replicas count as gone."""
@@ -45,6 +47,14 @@ def same_on_every_node(replicas: int) -> dict[str, Any]:
             "downscale_delay_s": _GONE_S,
         },
     }
+
+
+def front_doors() -> list[dict[str, Any]]:
+    """The living nodes that have one, which are those with replicas, and the head."""
+    from ray import serve
+
+    doors = serve.status().proxies
+    return [node for node in living_nodes() if node["NodeID"] in doors]
 
 
 def living_nodes() -> list[dict[str, Any]]:

@@ -46,6 +46,9 @@ STATUSES: dict[type[Exception], Status] = {
 }
 """The nearest class in an error's ancestry decides."""
 
+REJECTIONS = (401, 403, 408, 413, 429, 503, 504)
+"""Statuses of requests that are turned away, or given up for want of time."""
+
 
 def retry_after_s(error: Exception) -> int | None:
     """Seconds after which the same request may be sent again; None where that would not help."""

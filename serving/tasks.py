@@ -58,6 +58,8 @@ class ServedTask:
     @property
     def info(self) -> TaskInfo:
         """What callers may know."""
+        if self.canary is None and self.shadow is None:
+            return self.active.info
         canary = shadow = None
         if self.canary is not None:
             canary = CanaryInfo(self.canary.info.version, self.canary_percent)
@@ -162,6 +164,16 @@ class TaskTable:
             others = [*self._others.values(), *(one for _, one in self._leaving)]
             served = [one for task in self._tasks.values() for one in task.versions]
             return {one.info.digest for one in (*others, *served)}
+
+    def chosen(self, task: str, ask: Ask) -> int | None:
+        """The version that answers such a request, None where there is none of that number.
+
+        Raises `UnknownTaskError`.
+        """
+        served = self.get(task)
+        if ask.version is None:
+            return served.choose(ask.request_id).info.version
+        return ask.version if self.has(task, ask.version) else None
 
     @contextmanager
     def using(self, task: str, ask: Ask) -> Iterator[tuple[LoadedVersion, ServedTask | None]]:

@@ -73,15 +73,17 @@ class Server:
         return self.ask("POST", f"/v1/tasks/{task}/predict", json={"inputs": inputs})
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample of `/metrics`, 0 where there is none."""
+        """The sum of the samples of `/metrics` that have these labels, whatever others they have.
+
+        What other replicas than the one that is asked have counted may be missing for a second.
+        """
         text = self.ask("GET", "/metrics").text
-        found = [
+        return sum(
             sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if (sample.name, sample.labels) == (name, labels)
-        ]
-        return found[0] if found else 0.0
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def descendants(self) -> list[psutil.Process]:
         """Every process below it."""

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from model_store.errors import ModelStoreError
 from model_store.manifest import Frozen, describe
-from serving.errors import InvalidInputError
+from serving.errors import InvalidInputError, ServingError
 from serving.metrics import UNKNOWN_TASK
-from serving.protocols.core import Service, is_loaded
+from serving.protocols.core import Service
 from serving.protocols.exchange import Exchange
 from serving.types import Ask, TaskAnswer, TextInput
 
@@ -22,14 +23,27 @@ Body = TypeVar("Body", bound=Frozen)
 async def ask_task(
     service: Service, exchange: Exchange, task: str, inputs: Sequence[TextInput], ask: Ask
 ) -> TaskAnswer:
-    """The task's answer; the exchange learns which task it was."""
+    """The task's answer; the exchange learns which version of which task it was."""
     try:
         answer = await service.predict(task, inputs, ask)
     except (Exception, asyncio.CancelledError):
-        exchange.task = task if is_loaded(service, task) else UNKNOWN_TASK
+        note_failure(service, exchange, task, ask.version)
         raise
-    exchange.task = task
+    exchange.task, exchange.version = task, answer.version
     return answer
+
+
+def note_failure(service: Service, exchange: Exchange, task: str, version: int | None) -> None:
+    """Have a request without an answer counted under the version that would have given it.
+
+    `version`: the one that the request names, if it names one.
+    """
+    try:
+        chosen = service.chosen(task, Ask(exchange.request_id, version=version))
+    except (ServingError, ModelStoreError):
+        exchange.task = UNKNOWN_TASK
+    else:
+        exchange.task, exchange.version = task, chosen
 
 
 def only_task(service: Service, exchange: Exchange, how: str) -> str:

@@ -28,11 +28,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what came of it; the handler fills in the task, the wrapper the rest."""
+    """One request and what came of it; the handler fills in task and version, the wrapper all
+    else."""
 
     request_id: str
     started: float
     task: str = NO_TASK
+    version: int | None = None
+    """The version that answered, or would have, where the request was for one."""
     status: int = 0
     rejection: str = ""
     caller: Caller = ANYBODY

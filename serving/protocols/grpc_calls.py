@@ -30,7 +30,7 @@ from serving.protocols.exchange import Exchange, number, request_id_of
 from serving.protocols.faults import Fault, fault_of, status_of
 from serving.protocols.grpc_messages import MESSAGES
 from serving.protocols.site import check_ready
-from serving.statuses import retry_after_s
+from serving.statuses import REJECTIONS, retry_after_s
 from serving.types import TaskAnswer, TaskInfo
 
 CLIENT_GONE = 499
@@ -114,14 +114,17 @@ class GrpcCalls:
         finally:
             context.set_trailing_metadata(trailing)
             self._metrics.request(
-                exchange.task, exchange.status, time.perf_counter() - exchange.started
+                exchange.task,
+                exchange.version,
+                exchange.status,
+                time.perf_counter() - exchange.started,
             )
 
     def _note(self, fault: Fault, exchange: Exchange, error: Exception) -> None:
         exchange.status = fault.code
         if status_of(error).hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
-        elif fault.code not in (404, 409, 422):
+        if fault.code in REJECTIONS:
             self._metrics.rejected(fault.type)
 
     # --- the calls ------------------------------------------------------------------------------

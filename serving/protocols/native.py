@@ -17,6 +17,7 @@ from serving.errors import ServingError
 from serving.inputs import parse_inputs, parse_many
 from serving.metrics import UNKNOWN_TASK
 from serving.protocols import native_docs as docs
+from serving.protocols.asking import note_failure
 from serving.protocols.core import Service, is_loaded
 from serving.protocols.exchange import (
     EXCHANGE,
@@ -50,9 +51,9 @@ def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
             inputs, truncate = parse_inputs(await bodies.read(request))
             found = await service.predict(task, inputs, exchange.ask(truncate, version))
         except (Exception, asyncio.CancelledError):
-            exchange.task = task if is_loaded(service, task) else UNKNOWN_TASK
+            note_failure(service, exchange, task, version)
             raise
-        exchange.task = task
+        exchange.task, exchange.version = task, found.version
         return Response(_ANSWER.dump_json(found), media_type=JSON)
 
     async def predict_many(request: Request) -> Response:

@@ -1,6 +1,5 @@
-"""What is not of any protocol: health, metrics, and the documentation's pages."""
+"""What is not of any protocol: health, and the documentation's pages."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from starlette.responses import FileResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from serving.errors import EngineError, NotReadyError
-from serving.metrics import Metrics
 from serving.protocols.core import Service
 from serving.protocols.exchange import answer
-from serving.protocols.routes import ErrorAnswer, Health, RouteText, add_route, answers
+from serving.protocols.routes import Health, RouteText, add_route, answers
 
 _HEALTH = TypeAdapter(Health)
 _DOCUMENT = TypeAdapter(dict[str, Any])
@@ -36,19 +34,6 @@ READY = RouteText(
     "Are predictions answered",
     answers(200, Health, "They are.", 503),
 )
-METRICS = RouteText(
-    "GET",
-    "/metrics",
-    "operation",
-    "Prometheus metrics",
-    {
-        **answers(200, ErrorAnswer, "", 401, 403, 500),
-        200: {
-            "description": "The metrics, summed over the node's replicas.",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
-        },
-    },
-)
 
 
 def check_ready(service: Service) -> None:
@@ -59,7 +44,7 @@ def check_ready(service: Service) -> None:
         raise NotReadyError(f"the engine does not run: {error}") from error
 
 
-def add_routes(api: FastAPI, service: Service, metrics: Metrics) -> None:
+def add_routes(api: FastAPI, service: Service) -> None:
     """All of them."""
 
     async def live(request: Request) -> Response:
@@ -69,13 +54,8 @@ def add_routes(api: FastAPI, service: Service, metrics: Metrics) -> None:
         check_ready(service)
         return answer(_HEALTH, Health(status="ready"))
 
-    async def show_metrics(request: Request) -> Response:
-        text, content_type = await asyncio.to_thread(metrics.render)
-        return Response(text, headers={"content-type": content_type})
-
     add_route(api, LIVE, live)
     add_route(api, READY, ready)
-    add_route(api, METRICS, show_metrics)
     _add_pages(api)
 
 

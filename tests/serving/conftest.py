@@ -49,8 +49,13 @@ class Served:
         return self.ask("POST", f"/v1/tasks/{task}/predict", json={"inputs": inputs})
 
     def count(self, name: str, **labels: str) -> float:
-        """The value of one metric series, 0 where there is none."""
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum of the metric's series that have these labels, whatever others they have."""
+        return sum(
+            sample.value
+            for family in self.metrics.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     async def _ask(
         self, method: str, path: str, headers: dict[str, str], request: dict[str, Any]

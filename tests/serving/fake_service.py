@@ -124,7 +124,7 @@ class FakeService:
                 await self._wait()
         timings = Timings(0.1, 0.2, 0.3, 0.6)
         if self.metrics:
-            self.metrics.timings(task, timings)
+            self.metrics.timings(task, info.version, timings)
         predictions = tuple(_predict(text) for text in inputs)
         return TaskAnswer(task, info.version, predictions, timings, 7 * len(inputs))
 
@@ -164,6 +164,13 @@ class FakeService:
 
     def task(self, name: str) -> TaskInfo:
         return self._version(name, None)
+
+    def chosen(self, task: str, ask: Ask) -> int | None:
+        self.task(task)
+        versions = self._tasks[task].versions
+        if ask.version is None:
+            return self._tasks[task].active
+        return ask.version if ask.version in versions else None
 
     async def version(self, task: str, number: int) -> TaskInfo:
         return self._version(task, number)
@@ -353,8 +360,9 @@ def open_fake_service(
 ) -> FakeService:
     """What a replica opens instead of the real service."""
     service = FakeService(metrics, board, replica_id, config.max_inputs)
-    for info in service.tasks():
-        metrics.prepare(info.task)
+    metrics.serve(service.tasks())
+    metrics.backbone(service.backbone, 4096)
+    metrics.build("0.0.0", "cpu", "fp32")
     return service
 
 

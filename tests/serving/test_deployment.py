@@ -23,6 +23,7 @@ from serving.errors import ConfigError
 from serving.private_ray import environment, run
 from tests.running import TOKEN, Server, free_port, running
 from tests.serving.test_api import error_of
+from tests.waiting import wait_until
 
 
 def fake_server(folder: Path, kind: str = "good") -> list[str | int]:
@@ -180,9 +181,15 @@ def test_metrics_are_summed_over_the_replicas(server: Server) -> None:
     labels = {"task": "pairs", "code": "200"}
     for _ in range(40):
         assert server.predict("pairs", [["a", "b"]]).status_code == 200
+    wait_until(lambda: server.metric("taskbone_requests_total", **labels) == 40)
     counts = {server.metric("taskbone_requests_total", **labels) for _ in range(10)}
     assert counts == {40.0}
     assert server.metric("taskbone_queue_duration_seconds_count", task="pairs") == 40
+    assert server.metric("taskbone_replicas") == server.metric("taskbone_replicas_ready") == 2
+    stats = server.ask("GET", "/v1/stats").json()
+    assert (stats["replicas"], stats["tasks"]["pairs"]["requests"]["200"]) == (2, 40)
+    (target,) = server.ask("GET", "/metrics/targets").json()
+    assert target["targets"] == [f"127.0.0.1:{server.port}"]
 
 
 def test_a_machines_own_replicas_are_asked_for_metrics(server: Server) -> None:
@@ -190,7 +197,9 @@ def test_a_machines_own_replicas_are_asked_for_metrics(server: Server) -> None:
     lines = [line.split() for line in configuration.read_text().splitlines()]
     replicas = {line[1] for line in lines if line[:1] == ["server"]}
     assert len(replicas) == 2
-    assert {line[1] for line in lines if line[2:] == "if { path /metrics }".split()} == replicas
+    assert {
+        line[1] for line in lines if line[2:] == "if { path /metrics /v1/stats }".split()
+    } == replicas
 
 
 def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:

@@ -50,10 +50,14 @@ class Observed:
 
     def __init__(self) -> None:
         self.batches: list[tuple[dict[str, int], int]] = []
+        self.requests: list[int] = []
 
-    def batch(self, sequences: Mapping[str, int], tokens: int, forward_s: float) -> None:
+    def batch(
+        self, sequences: Mapping[str, int], requests: int, tokens: int, forward_s: float
+    ) -> None:
         assert forward_s > 0
         self.batches.append((dict(sequences), tokens))
+        self.requests.append(requests)
 
     def queued(self, tokens: int) -> None:
         assert tokens >= 0
@@ -143,6 +147,7 @@ def test_mixed_tasks_in_one_batch_get_their_own_answers(setup: Setup) -> None:
             rtol=1e-5,
         )
     assert setup.observed.batches[1][0] == {"one": 5, "two": 5, "three": 5}, "one batch for all"
+    assert setup.observed.requests == [1, 15]
 
 
 def _own(setup: Setup) -> list[Servable]:
@@ -410,6 +415,7 @@ def test_several_tasks_asked_at_once_share_a_batch(setup: Setup) -> None:
             rtol=1e-5,
         )
     assert [counts for counts, _ in setup.observed.batches] == [{"one": 2, "two": 2, "three": 2}]
+    assert setup.observed.requests == [1], "it was asked at once"
     assert setup.engine.submit_all([]) == []
 
 

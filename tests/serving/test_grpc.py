@@ -112,7 +112,7 @@ def test_texts_come_back_as_labels_and_probabilities(calls: Calls) -> None:
     assert list(probabilities.shape) == [2, 2]
     assert list(probabilities.contents.fp32_contents) == [0.0, 1.0, 1.0, 0.0]
     assert calls.metrics.registry.get_sample_value(
-        "taskbone_requests_total", {"task": "parity", "code": "200"}
+        "taskbone_requests_total", {"task": "parity", "version": "1", "code": "200"}
     )
 
 

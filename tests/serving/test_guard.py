@@ -30,6 +30,8 @@ DECIDED: dict[tuple[str, str], Scope | None] = {
     ("GET", "/health/live"): OPEN,
     ("GET", "/health/ready"): OPEN,
     ("GET", "/metrics"): "metrics",
+    ("GET", "/metrics/targets"): "metrics",
+    ("GET", "/v1/stats"): "metrics",
     ("GET", "/v1/tasks"): "predict",
     ("GET", "/v1/tasks/{task}"): "predict",
     ("GET", "/v1/tasks/{task}/versions"): "predict",

@@ -127,6 +127,8 @@ def test_a_version_may_be_published_and_activated_later(fleet: Fleet) -> None:
     assert register(fleet, 2, activate=False).version == 2
     assert fleet.versions() == [1, 1, 1]
     assert fleet.versions(version=2) == [2, 2, 2]
+    chosen = [fleet.replicas[0].chosen("mood", Ask(version=version)) for version in (1, 2, 9)]
+    assert chosen == [1, 2, None]
     done = run(fleet.replicas[2].lifecycle.activate("mood", 2, OPS))
     assert (done.kind, done.ready) == ("activate", 3)
     assert fleet.versions() == [2, 2, 2]
@@ -147,6 +149,15 @@ def test_a_canary_answers_its_share_the_same_on_every_replica(fleet: Fleet) -> N
     assert (info.version, info.canary and info.canary.version) == (1, 2)
     seen = [tuple(fleet.versions(request_id=f"id-{number}")) for number in range(40)]
     assert set(seen) == {(1, 1, 1), (2, 2, 2)}, "a request id gets one version everywhere"
+    one = fleet.replicas[1]
+    assert [one.chosen("mood", Ask(f"id-{number}")) for number in range(40)] == [
+        versions[1] for versions in seen
+    ], "also for a request that is given no answer"
+    for version in (1, 2):
+        labels = {"task": "mood", "version": str(version)}
+        forwards = "taskbone_forward_duration_seconds_count"
+        counted = one._metrics.registry.get_sample_value(forwards, labels)
+        assert counted == seen.count((version,) * 3), "each under the version that answered"
     run(fleet.replicas[2].lifecycle.clear_canary("mood", OPS))
     assert {tuple(fleet.versions(request_id=f"id-{number}")) for number in range(10)} == {(1, 1, 1)}
     assert fleet.replicas[0].task("mood").canary is None

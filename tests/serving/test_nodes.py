@@ -95,6 +95,12 @@ def answers(node: Server) -> bool:
     return False
 
 
+def targets(node: Server) -> set[str]:
+    """What Prometheus is told to scrape."""
+    found = node.ask("GET", "/metrics/targets").json()
+    return {f"http://{address}" for one in found for address in one["targets"]}
+
+
 def kill(node: Server) -> None:
     """End a node and all below it, without a word."""
     for process in [*node.descendants(), psutil.Process(node.process.pid)]:
@@ -187,6 +193,9 @@ def test_nodes_come_and_die_and_the_others_go_on(tmp_path: Path) -> None:
         wait_until(lambda: answers(late))
         assert late.predict("parity", "a").status_code == 200
         wait_until(lambda: len(late.replicas()) == 1)
+        wait_until(lambda: targets(head) == {node.address for node in made.nodes})
+        # Each front door tells of its own machine's replica alone.
+        assert [node.metric("taskbone_replicas") for node in made.nodes] == [1.0] * len(made.nodes)
         # One is killed: only what it had under way fails, and the others' doors go on.
         victim = others[0]
         with load(head.port, CLIENTS, host=head.host) as seen:
@@ -199,6 +208,7 @@ def test_nodes_come_and_die_and_the_others_go_on(tmp_path: Path) -> None:
         assert len(lost) <= CLIENTS
         assert [one for one in lost if one.began > over + 0.5] == []
         assert answers(late)
+        wait_until(lambda: victim.address not in targets(head))
 
 
 def test_a_version_registered_through_one_node_is_served_through_the_other(

@@ -220,6 +220,10 @@ def test_a_refused_artifact_changes_nothing(
     assert service.task("mood").version == 1
 
 
+def _tasks(service: Service, state: str) -> float | None:
+    return service._metrics.registry.get_sample_value("taskbone_tasks", {"state": state})
+
+
 def test_a_damaged_version_leaves_the_known_one_in_its_place(
     service: Service, place: tuple[Store, Backbone], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +232,8 @@ def test_a_damaged_version_leaves_the_known_one_in_its_place(
     _publish(store, backbone, random_overlay(backbone, "mood", seed=9))
     (store.root / "tasks" / "mood" / "2.safetensors").write_bytes(b"damaged")
     wait_until(lambda: "task mood, version 2 cannot be served" in caplog.text)
+    wait_until(lambda: _tasks(service, "failed") == 1)
+    assert _tasks(service, "active") == 2, "the one before answers"
     assert _predict(service, "mood", TEXTS) == before
 
 
@@ -261,6 +267,7 @@ def test_a_task_that_fails_its_trial_stops_no_server(
     service = _open(store)
     try:
         assert "task huge, version 1 cannot be served" in caplog.text
+        assert (_tasks(service, "active"), _tasks(service, "failed")) == (2, 1)
         assert len(_predict(service, "mood", TEXTS)) == 3
     finally:
         service.close()

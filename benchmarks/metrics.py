@@ -1,0 +1,224 @@
+"""What the metrics cost.
+
+    python -m benchmarks.metrics [--data DIR] [--rounds 9] [--seconds 8]
+
+Two servers with the ready-made tasks, one that counts and one that does not, are asked in turns as
+fast as they answer. Then the time of everything that is counted for a request is measured by
+itself, for batches as the server has just had them, and with what is written each second; that,
+over the time that a request takes the whole server at capacity, is the share that metrics take
+(target: at most 0.01). The difference of the two servers shows that nothing was forgotten, and is
+only as exact as the machine is quiet. At last, how long it takes to tell what three replicas have
+counted. The last line of output is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import timeit
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.server_load import Load, Server, measure, median
+from benchmarks.server_running import TOKEN, free_port, running
+from benchmarks.server_works import questions, sentences
+from examples.ready_made import prepare
+from model_store.manifest import read_header
+from model_store.store import Store
+from serving.metrics import Metrics
+from serving.processes import memory_bytes
+from serving.stats import StatsReader
+from serving.tasks import describe
+from serving.types import TaskInfo, Timings
+
+TARGET = 0.01
+REPLICAS = 3
+TIMES = Timings(0.4, 30.0, 45.0, 76.0)
+"""Of a request at capacity, in buckets far up."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the server's batches had in them on the average."""
+
+    requests: float
+    tasks: float
+
+
+def main() -> int:
+    """The command."""
+    arguments = parse()
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        store = Store(Path(folder))
+        prepare(store)
+        infos = served(store)
+        servers = {name: start(stack, store, name) for name in ("on", "off")}
+        loads = in_turns(console, servers, infos, arguments)
+        batches = batches_of(servers["on"])
+    medians = {name: median(found) for name, found in loads.items()}
+    found = shares(infos, batches, medians["on"].requests_per_s)
+    report: dict[str, Any] = {
+        **{name: load.rounded() for name, load in medians.items()},
+        "on_over_off": compared(loads["on"], loads["off"]),
+        "batch": {"requests": round(batches.requests, 2), "tasks": round(batches.tasks, 2)},
+        **found,
+        **telling_ms(infos),
+    }
+    show(report)
+    print(json.dumps(report | {"machine": machine.facts()}))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--connections", type=int, default=64)
+    return parser.parse_args()
+
+
+def served(store: Store) -> list[TaskInfo]:
+    """The store's tasks, as a server describes them."""
+    return [
+        describe(read_header(data)[0], info)
+        for task in sorted(store.tasks())
+        for info, data in [store.read(task)]
+    ]
+
+
+def start(stack: ExitStack, store: Store, counting: str) -> Server:
+    """A server that counts, or one that does not."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.metrics_server"]
+    environment = {"TASKBONE_TOKEN": TOKEN}
+    stack.enter_context(
+        running([*command, str(store.root), str(port), counting], port, environment)
+    )
+    return Server(port, TOKEN)
+
+
+def in_turns(
+    console: Console,
+    servers: dict[str, Server],
+    infos: Sequence[TaskInfo],
+    arguments: argparse.Namespace,
+) -> dict[str, list[Load]]:
+    """Each server's loads, by round; who is first changes from round to round."""
+    asked = questions(sentences(arguments.data), {info.task: info.takes_pairs for info in infos}, 1)
+    loads: dict[str, list[Load]] = {name: [] for name in servers}
+    for number in range(-1, arguments.rounds):
+        for name in sorted(servers, reverse=bool(number % 2)):
+            with console.status(f"round {number + 1}, {name} ..."):
+                load = measure(servers[name], asked, arguments.connections, arguments.seconds)
+            if number >= 0:  # the first warms up
+                loads[name].append(load)
+    return loads
+
+
+def batches_of(server: Server) -> Batches:
+    """What a server's metrics say of its batches."""
+    address = f"http://127.0.0.1:{server.port}/metrics"
+    text = httpx.get(address, headers=server.headers, trust_env=False).text
+    figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    count = float(figures["taskbone_batch_tasks_count"])
+    return Batches(
+        float(figures["taskbone_batch_requests_sum"]) / count,
+        float(figures["taskbone_batch_tasks_sum"]) / count,
+    )
+
+
+def compared(on: Sequence[Load], off: Sequence[Load]) -> dict[str, Any]:
+    """The ratio of throughputs, round by round."""
+    ratios = [one.requests_per_s / other.requests_per_s for one, other in zip(on, off, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
+
+
+def shares(infos: Sequence[TaskInfo], batches: Batches, requests_per_s: float) -> dict[str, Any]:
+    """What a request's counting takes, and its share of a request's time at capacity."""
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = counting(infos, Path(folder))
+        tasks = {info.task: 1 for info in infos[: max(1, round(batches.tasks))]}
+        requests = max(1, round(batches.requests))
+
+        def one_request() -> None:
+            metrics.request(infos[0].task, infos[0].version, 200, 0.076)
+            metrics.timings(infos[0].task, infos[0].version, TIMES)
+
+        def one_batch() -> None:
+            for _ in tasks:
+                metrics.plan_lookup("hit")
+            metrics.batch(tasks, requests, 35 * requests, 0.015)
+            metrics.queued(2000)
+
+        request_us = 1e6 * seconds_of(one_request, 20_000)
+        batch_us = 1e6 * seconds_of(one_batch, 5_000)
+        write_us = 1e6 * seconds_of(metrics._reporter._write, 100)
+    each_us = request_us + batch_us / batches.requests + write_us / requests_per_s
+    return {
+        "request_us": round(request_us, 2),
+        "batch_us": round(batch_us, 2),
+        "write_us": round(write_us, 1),
+        "write_interval_s": 1,
+        "counting_us_per_request": round(each_us, 2),
+        "request_at_capacity_us": round(1e6 / requests_per_s, 1),
+        "share": round(each_us * requests_per_s / 1e6, 5),
+        "target": TARGET,
+    }
+
+
+def telling_ms(infos: Sequence[TaskInfo]) -> dict[str, float]:
+    """How long an answer about three replicas takes, and to measure a process's memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        replicas = [counting(infos, Path(folder)) for _ in range(REPLICAS)]
+        for metrics in replicas:
+            for info in infos:
+                metrics.request(info.task, info.version, 200, 0.076)
+                metrics.timings(info.task, info.version, TIMES)
+            metrics.total()
+        asked = replicas[0]
+        return {
+            "metrics_ms": round(1e3 * seconds_of(asked.render, 20), 2),
+            "stats_ms": round(1e3 * seconds_of(lambda: StatsReader(asked).read(), 20), 2),
+            "memory_ms": round(1e3 * seconds_of(memory_bytes, 20), 2),
+        }
+
+
+def counting(infos: Sequence[TaskInfo], folder: Path) -> Metrics:
+    """The metrics of a replica that serves these tasks."""
+    metrics = Metrics(folder)
+    metrics.serve(infos)
+    return metrics
+
+
+def seconds_of(what: Callable[[], object], times: int) -> float:
+    """Of one call: the least of several rounds, which others have disturbed least."""
+    return min(timeit.repeat(what, number=times, repeat=5)) / times
+
+
+def show(report: dict[str, Any]) -> None:
+    """The table for people."""
+    table = Table(title="What the metrics cost")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for key, value in report.items():
+        table.add_row(key.replace("_", " "), str(value))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The benchmark of the metrics: what it leaves out is really left out, and its sums are right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import metrics_server
+from benchmarks.metrics import Batches, compared, shares, telling_ms
+from benchmarks.metrics_server import COUNTING, open_silent
+from benchmarks.server_load import Load
+from serving.config import ServeConfig
+from serving.metrics import Metrics
+from serving.types import Timings
+from tests.serving.test_metrics import info
+
+BESIDE_REQUESTS = {
+    *("serve", "backbone", "build", "registrations", "operation"),
+    *("close", "render", "total", "collect"),
+}
+"""What the metrics do when nobody asks for predictions."""
+
+
+def test_a_silent_server_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Metrics] = []
+    monkeypatch.setattr(metrics_server, "open_service", lambda *given: opened.append(given[1]))
+    metrics = Metrics(tmp_path)
+    nothing: Any = None
+    open_silent(ServeConfig(store=tmp_path), metrics, nothing, "replica", None)
+    before = metrics.render()[0]
+    metrics.request("none", None, 200, 0.1)
+    metrics.timings("sentiment", 1, Timings(1, 1, 1, 3))
+    metrics.batch({"sentiment": 1}, 1, 10, 0.1)
+    metrics.rejected("overloaded")
+    metrics.start(lambda: None)
+    assert opened == [metrics]
+    assert metrics.render()[0] == before
+    public = {name for name in vars(Metrics) if not name.startswith("_")}
+    assert public == BESIDE_REQUESTS | set(COUNTING)
+
+
+def test_a_requests_share_is_of_its_time_at_capacity() -> None:
+    found = shares([info("a"), info("b")], Batches(requests=20.0, tasks=2.0), 500.0)
+    each_us = found["request_us"] + found["batch_us"] / 20 + found["write_us"] / 500
+    assert found["counting_us_per_request"] == pytest.approx(each_us, abs=0.05)
+    assert found["request_at_capacity_us"] == 2000
+    assert found["share"] == pytest.approx(each_us / 2000, abs=1e-4)
+    assert 0 < found["share"] < 1
+    json.dumps(found)
+
+
+def test_servers_are_compared_round_by_round() -> None:
+    on = [Load(rate, 1.0, 2.0) for rate in (99.0, 198.0, 396.0)]
+    off = [Load(rate, 1.0, 2.0) for rate in (100.0, 200.0, 400.0)]
+    assert compared(on, off) == {"median": 0.99, "quartiles": [0.99, 0.99]}
+
+
+def test_what_it_takes_to_tell_is_measured_for_three_replicas() -> None:
+    found = telling_ms([info("a")])
+    assert found.keys() == {"metrics_ms", "stats_ms", "memory_ms"}
+    assert min(found.values()) > 0

@@ -1,0 +1,46 @@
+"""The front door's configuration, as the launcher makes it of Ray's and HAProxy itself reads it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving import haproxy
+
+CONFIG = """\
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    errorfile 502 /nowhere/502.http
+frontend http_frontend
+    bind 127.0.0.1:18999
+    default_backend taskbone
+backend taskbone
+{servers}
+"""
+HERE = "    server here 127.0.0.1:30000 check"
+THERE = "    server there 10.0.0.2:30000 check"
+DENY = "    http-request deny deny_status 503 if { path /metrics /v1/stats }"
+
+
+@pytest.mark.parametrize(
+    ("servers", "chosen"),
+    [([HERE], ["here"]), ([THERE, HERE], ["here"]), ([THERE], []), ([], [])],
+)
+def test_a_front_door_tells_of_its_own_machine_or_not_at_all(
+    tmp_path: Path, servers: list[str], chosen: list[str]
+) -> None:
+    launcher = haproxy.environment(tmp_path, None)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(CONFIG.format(servers="\n".join(servers)))
+    done = subprocess.run(
+        [launcher, "-db", "-f", str(config), "-c"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = config.read_text().splitlines()
+    rule = "if { path /metrics /v1/stats }"
+    assert [line.split()[1] for line in lines if line.lstrip().startswith("use-server")] == chosen
+    assert all(line.endswith(rule) for line in lines if "use-server" in line)
+    assert (DENY in lines) == (not chosen)
