@@ -134,9 +134,9 @@ class ByVersion:
                     self._idle.setdefault((task, version))
         full = False
         for task, version in wanted:
-            versions = self._own.get(task)
             # Where one task finds no room, no other does that has none yet; there may be thousands.
-            if (versions is None and full) or (versions and version in versions):
+            own = self._own.get(task)
+            if (own is None and full) or (own and version in own):
                 continue
             if self._has_room(task, idle=True):
                 self._add(task, version)
