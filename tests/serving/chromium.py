@@ -3,7 +3,6 @@
 Every tab is watched: what it asks, from whom, what it writes to the console, and what breaks.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,9 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
-CHROMIUM = os.environ.get("TASKBONE_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = shutil.which("chromium")
 NEEDED = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; install it (Debian: apt-get install chromium)"
 )
