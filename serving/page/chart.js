@@ -34,8 +34,8 @@ export class Chart {
       element(
         "p", { class: "legend" },
         ...series.map((name, number) => element(
-          "span", {}, drawn("svg", { width: 26, height: 10, "aria-hidden": "true" },
-            drawn("line", { x1: 1, y1: 5, x2: 25, y2: 5, class: `line s${number}` })),
+          "span", {}, drawn("svg", { width: 20, height: 10, "aria-hidden": "true" },
+            drawn("line", { x1: 1, y1: 5, x2: 19, y2: 5, class: `line s${number}` })),
           `${name} `, this._values[number])),
       ),
       this._place,
@@ -128,7 +128,7 @@ export function sparkline(points, from, to) {
   const highest = Math.max(...points.map(([, values]) => values?.[0] ?? 0), 1e-9);
   const across = (at) => 1 + ((at - from) / Math.max(1, to - from)) * (width - 2);
   const up = (value) => height - 2 - (value / highest) * (height - 4);
-  return drawn("svg", { width, height, class: "spark", "aria-hidden": "true" },
+  return drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "spark", "aria-hidden": "true" },
     drawn("path", { d: pathOf(points, 0, across, up), class: "line s0" }));
 }
 

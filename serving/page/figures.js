@@ -26,8 +26,8 @@ export class Figures {
     setText(byId("figures-window"), `"Now" is the last ${WINDOW_S} seconds.`);
     this._charts = {
       rate: new Chart("Requests per second", "answered, and how many of them with an error", ["all", "errors"], amount),
-      latency: new Chart("Latency", "50, 95 and 99 of 100 requests were answered within", ["p50", "p95", "p99"], duration),
-      parts: new Chart("Where the time goes", "a request spends on average making tokens, waiting, in the network", ["tokens", "waiting", "network"], duration),
+      latency: new Chart("Latency", "how long 50, 95 and 99 of 100 requests took at most", ["p50", "p95", "p99"], duration),
+      parts: new Chart("Where the time goes", "a request's mean: making tokens, waiting, in the network", ["tokens", "waiting", "network"], duration),
     };
     byId("detail-charts").append(...Object.values(this._charts).map((chart) => chart.element));
     byId("detail-all").addEventListener("click", onAll);

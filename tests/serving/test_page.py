@@ -524,10 +524,11 @@ def test_nothing_is_wider_than_the_screen(tabs: Tabs, stats: FakeStats, width: i
         expect(page.locator("#neurons-legend")).to_contain_text("both")
         for details in page.locator("details").all():
             details.evaluate("(one) => { one.open = true; }")
-        seen, whole = page.evaluate(
-            "[document.documentElement.clientWidth, document.documentElement.scrollWidth]"
-        )
-        assert whole <= seen
+        for place in ("html", "#tasks-table", "#overlaps"):
+            seen, whole = page.locator(place).evaluate(
+                "(one) => [one.clientWidth, one.scrollWidth]"
+            )
+            assert whole <= seen, place
 
 
 def test_light_and_dark_are_different(tabs: Tabs, stats: FakeStats) -> None:
