@@ -207,6 +207,12 @@ class Service:
         """What serves one task. Raises `UnknownTaskError`."""
         return self._tasks.get(name).info
 
+    async def version(self, task: str, number: int) -> TaskInfo:
+        """One version of a task, active or not. Raises `NotFoundError`."""
+        await self._load_other(task, number)
+        with self._tasks.using(task, Ask(version=number)) as (version, _):
+            return version.info
+
     async def neurons(self, task: str, caller: Caller) -> NeuronMap:
         """What a task's active version keeps, and its overlap with the other tasks that the
         caller's key is for. Raises `UnknownTaskError`."""
@@ -217,12 +223,6 @@ class Service:
             if served.active.info.task != task and caller.may(served.active.info.task)
         ]
         return await asyncio.to_thread(self._neurons.describe, active, others)
-
-    async def version(self, task: str, number: int) -> TaskInfo:
-        """One version of a task, active or not. Raises `NotFoundError`."""
-        await self._load_other(task, number)
-        with self._tasks.using(task, Ask(version=number)) as (version, _):
-            return version.info
 
     async def versions(self, task: str) -> list[VersionInfo]:
         """Every version of a task, oldest first. Raises `NotFoundError`."""

@@ -168,6 +168,9 @@ class FakeService:
     def task(self, name: str) -> TaskInfo:
         return self._version(name, None)
 
+    async def version(self, task: str, number: int) -> TaskInfo:
+        return self._version(task, number)
+
     async def neurons(self, task: str, caller: Caller) -> NeuronMap:
         info = self.task(task)
         others = [one for one in self.tasks() if one.task != task and caller.may(one.task)]
@@ -180,9 +183,6 @@ class FakeService:
             layers=(LayerNeurons(3, b"\x05\x08", (0, 1)),),
             overlaps=tuple(NeuronOverlap(one.task, one.version, 3, 3, 0.8, 1.0) for one in others),
         )
-
-    async def version(self, task: str, number: int) -> TaskInfo:
-        return self._version(task, number)
 
     def _version(self, name: str, version: int | None) -> TaskInfo:
         task = self._tasks.get(name)
