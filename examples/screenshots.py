@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from playwright.sync_api import Page, sync_playwright
@@ -29,9 +30,16 @@ from model_store.store import Store  # noqa: E402
 from serving.local_key import local_token  # noqa: E402
 
 PORT = int(os.environ.get("TASKBONE_PORT", "8765"))
-LOOKED_AT_S = 45
+LOOKED_AT_S = 60
 """How long the page looks at the server before its figures are drawn."""
 MOST_BYTES = 200_000
+Light = Literal["light", "dark"]
+LOOKS: tuple[tuple[str, int, int, Light], ...] = (
+    ("page", 1200, 860, "light"),
+    ("page-dark", 1200, 860, "dark"),
+    ("page-phone", 390, 844, "light"),
+)
+"""Each picture's name, size of the window, and whether it is light or dark."""
 
 
 def main(folder: Path) -> int:
@@ -42,19 +50,16 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with serving() as (address, token), load(address, token), sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        for name, width, height, light in (
-            ("page", 1200, 860, "light"),
-            ("page-dark", 1200, 860, "dark"),
-            ("page-phone", 390, 844, "light"),
-        ):
+        pages = {}
+        for name, width, height, light in LOOKS:
             context = started.new_context(
-                viewport={"width": width, "height": height},
-                color_scheme="dark" if light == "dark" else "light",
+                viewport={"width": width, "height": height}, color_scheme=light
             )
-            page = context.new_page()
-            page.goto(f"{address}/#token={token}")
+            pages[name] = context.new_page()
+            pages[name].goto(f"{address}/#token={token}")
+        time.sleep(LOOKED_AT_S)
+        for name, page in pages.items():
             take(page, folder, name)
-            context.close()
         started.close()
     for picture in sorted(folder.glob("page*.png")):
         print(f"{picture}: {picture.stat().st_size // 1000} KB")
@@ -104,8 +109,6 @@ def load(address: str, token: str) -> Iterator[None]:
 
 def take(page: Page, folder: Path, name: str) -> None:
     """Let the page fill, use it as a visitor would, and take its pictures."""
-    page.locator("#tasks tbody tr").first.wait_for()
-    time.sleep(LOOKED_AT_S)
     page.locator("#trial button").click()
     page.locator(".answer").first.wait_for()
     page.screenshot(path=folder / f"{name}.png")
