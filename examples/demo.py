@@ -53,7 +53,9 @@ def main() -> int:
         signal.signal(kind, signal.default_int_handler)
     try:
         if wait_until_ready(server, port):
-            show_answers(console, port, local_token(folder) or "", names)
+            token = local_token(folder) or ""
+            show_answers(console, port, token, names)
+            show_page(console, port, token)
             console.print("Ctrl-C stops the server.")
         return server.wait()
     except KeyboardInterrupt:
@@ -106,6 +108,13 @@ def show_answers(console: Console, port: int, token: str, names: list[str]) -> N
             f"{body['timings_ms']['total_ms']:.1f}",
         )
     console.print(table)
+
+
+def show_page(console: Console, port: int, token: str) -> None:
+    """Where to see all that in the browser. What is behind `#` stays there."""
+    address = f"http://127.0.0.1:{port}/" + (f"#token={token}" if token else "")
+    console.print("\nSee it live, and try texts of your own:", style="bold")
+    console.print(address, markup=False, soft_wrap=True, highlight=False)
 
 
 def end(server: "subprocess.Popen[bytes]") -> int:

@@ -18,7 +18,18 @@ from starlette.types import Receive, Scope, Send
 from serving.config import ServeConfig
 from serving.guard import scope_of
 from serving.metrics import Metrics
-from serving.protocols import changes, faults, monitoring, native, oip, repository, site, tei, vllm
+from serving.protocols import (
+    changes,
+    faults,
+    monitoring,
+    native,
+    oip,
+    page,
+    repository,
+    site,
+    tei,
+    vllm,
+)
 from serving.protocols.core import Service
 from serving.protocols.exchange import EXCHANGE, Exchange
 from serving.protocols.faults import status_of
@@ -39,7 +50,8 @@ DESCRIPTION = """\
 One frozen encoder answers for many tasks at once.
 
 Every route but those of `/health` needs a key in the header `Authorization: Bearer <key>`, with the
-scope that the route names: `predict`, `metrics`, or `admin` for what changes what is served.
+scope that the route names: `predict`, `metrics`, or `admin` for what changes what is served. The
+live page at `/` has no data in it and needs none.
 `taskbone serve` prints the key for this machine when it starts; `taskbone keys` makes others. A
 browser may open `/docs` and `/openapi.json` with `?token=<key>` once.
 
@@ -142,6 +154,7 @@ def build_api(service: Service, metrics: Metrics, config: ServeConfig) -> Api:
     tei.add_routes(api, service, config)
     monitoring.add_routes(api, metrics, config)
     site.add_routes(api, service)
+    page.add_routes(api)
     routes = [route for route in api.routes if isinstance(route, _LeanRoute)]
     for route in routes:
         same = [one for one in routes if one.path == route.path]

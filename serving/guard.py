@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 from serving.errors import ForbiddenError, UnauthorizedError
 from serving.keys import Key, KeyRing
+from serving.page import PATHS as PAGE
 from serving.types import ANYBODY, Caller, Scope
 
 COOKIE = "taskbone_docs"
@@ -39,6 +40,8 @@ def scope_of(method: str, path: str) -> Scope | None:
     of a line feed for one, must not decide who may enter.
     """
     if path.startswith(_OPEN) or path in _OPEN_TOO:
+        return None
+    if path in PAGE and method in ("GET", "HEAD"):
         return None
     if path.startswith("/metrics"):
         return "metrics"

@@ -64,6 +64,8 @@ class Lifecycle:
         self._signature_key = signature_key
         self._threads = ThreadPoolExecutor(AT_ONCE, "taskbone-lifecycle")
         self._closing = threading.Event()
+        # Operations under way, as far as they have come: one that fails says where.
+        self._reached: dict[str, Operation] = {}
 
     async def register(
         self,
@@ -221,10 +223,12 @@ class Lifecycle:
         try:
             operation = dataclasses.replace(work(operation), state="done", step="")
         except Exception as error:
-            self._finish(_failed(operation, error))
+            self._finish(_failed(self._reached.get(operation.id, operation), error))
             if not isinstance(error, ModelStoreError | ServingError):
                 logger.exception("operation %s failed", operation.id)
             raise
+        finally:
+            self._reached.pop(operation.id, None)
         self._finish(operation)
         return operation
 
@@ -322,6 +326,8 @@ class Lifecycle:
         return generation
 
     def _put(self, operation: Operation) -> Operation:
+        if operation.state == "running":
+            self._reached[operation.id] = operation
         self._board.put_operation(operation, self._replica_id)
         return operation
 

@@ -39,11 +39,21 @@ from serving.errors import (
 from serving.lifecycle import Lifecycle
 from serving.loader import Loader
 from serving.metrics import Metrics
+from serving.neurons import NeuronMaps
 from serving.plans import PlanCache
 from serving.reconciler import Reconciler
 from serving.shadow import Shadow
 from serving.tasks import LoadedVersion, TaskTable
-from serving.types import PLAIN, Ask, Prediction, TaskAnswer, TaskInfo, Timings
+from serving.types import (
+    PLAIN,
+    Ask,
+    Caller,
+    NeuronMap,
+    Prediction,
+    TaskAnswer,
+    TaskInfo,
+    Timings,
+)
 
 logger = logging.getLogger("taskbone.service")
 
@@ -92,6 +102,7 @@ class Service:
         self._long_texts = ThreadPoolExecutor(1, "taskbone-long-texts")
         self._long_texts_waiting = 0
         self._tasks = TaskTable()
+        self._neurons = NeuronMaps(backbone.config)
         # The backend has made its own of the tensors, whose pages would stay in memory beside it.
         described = dataclasses.replace(backbone, tensors={})
         self._loader = Loader(store, described, self._backend, self._plans, self._engine)
@@ -212,6 +223,17 @@ class Service:
         await self._load_other(task, number)
         with self._tasks.using(task, Ask(version=number)) as (version, _):
             return version.info
+
+    async def neurons(self, task: str, caller: Caller) -> NeuronMap:
+        """What a task's active version keeps, and its overlap with the other tasks that the
+        caller's key is for. Raises `UnknownTaskError`."""
+        active = self._tasks.get(task).active
+        others = [
+            served.active
+            for served in self._tasks.all()
+            if served.active.info.task != task and caller.may(served.active.info.task)
+        ]
+        return await asyncio.to_thread(self._neurons.describe, active, others)
 
     async def versions(self, task: str) -> list[VersionInfo]:
         """Every version of a task, oldest first. Raises `NotFoundError`."""

@@ -82,6 +82,8 @@ def show(
         lines.append("tasks  " + (", ".join(task["task"] for task in tasks) or "none yet"))
     if config.grpc_port:
         lines.append(f"grpc   {_host(config)}:{config.grpc_port}")
+    # Behind `#`, a key stays in the browser; the page takes it out of the address bar.
+    lines.append(f"page   {address}/" + (f"#token={token}" if token else ""))
     lines.append(f"docs   {address}/docs" + (f"?token={token}" if token else ""))
     lines.append("stop   Ctrl-C")
     if tasks:

@@ -12,6 +12,9 @@ __all__ = [
     "Ask",
     "Caller",
     "CanaryInfo",
+    "LayerNeurons",
+    "NeuronMap",
+    "NeuronOverlap",
     "Operation",
     "Prediction",
     "Scope",
@@ -156,3 +159,47 @@ class TaskInfo:
     canary: CanaryInfo | None = None
     shadow: int | None = None
     """The version whose answers are compared with those given."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNeurons:
+    """What a version keeps of one layer."""
+
+    kept: int
+    """How many feed-forward neurons."""
+    neurons: bytes
+    """Which: neuron n is bit n % 8, the lowest first, of byte n // 8."""
+    heads: tuple[int, ...]
+    """Which attention heads, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronOverlap:
+    """How much of two tasks' feed-forward neurons is the same, over all layers."""
+
+    task: str
+    version: int
+    """The other task's active version."""
+    kept: int
+    """Neurons that the other task keeps."""
+    shared: int
+    """Neurons that both keep."""
+    by_chance: float
+    """What two random choices with as many neurons in each layer would share on average."""
+    jaccard: float
+    """`shared` divided by the neurons that at least one of them keeps, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronMap:
+    """What a task's active version keeps of the backbone, and its overlap with other tasks."""
+
+    task: str
+    version: int
+    digest: str
+    ffn_width: int
+    """Feed-forward neurons of a layer of the backbone."""
+    heads: int
+    """Attention heads of a layer of the backbone."""
+    layers: tuple[LayerNeurons, ...]
+    overlaps: tuple[NeuronOverlap, ...]

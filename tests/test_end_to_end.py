@@ -1,5 +1,6 @@
 """The real `taskbone serve` with the real backbone and the ready-made overlays, start to end."""
 
+import re
 import signal
 import stat
 import threading
@@ -190,5 +191,8 @@ def test_the_demo_shows_every_task_answering(tmp_path: Path, overlays: dict[str,
         for task, data in overlays.items():
             (line,) = (line for line in table.splitlines() if f" {task} " in line)
             assert any(label in line for label in manifest_of(data).labels), line
+        (key,) = re.findall(f"^{server.address}/#token=(\\S+)$", table, re.MULTILINE)
+        headers = {"authorization": f"Bearer {key}"}
+        assert server.ask("GET", "/v1/tasks", headers=headers).status_code == 200
         assert server.stop(signal.SIGINT) == []
     assert server.process.returncode == 0

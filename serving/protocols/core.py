@@ -8,7 +8,16 @@ from model_store.errors import ModelStoreError
 from model_store.manifest import BackboneReference
 from model_store.store import VersionInfo
 from serving.errors import ServingError
-from serving.types import PLAIN, Ask, Caller, Operation, TaskAnswer, TaskInfo, TextInput
+from serving.types import (
+    PLAIN,
+    Ask,
+    Caller,
+    NeuronMap,
+    Operation,
+    TaskAnswer,
+    TaskInfo,
+    TextInput,
+)
 
 
 class Lifecycle(Protocol):
@@ -78,6 +87,10 @@ class Service(Protocol):
         ...
 
     async def version(self, task: str, number: int) -> TaskInfo: ...
+    async def neurons(self, task: str, caller: Caller) -> NeuronMap:
+        """What the active version keeps, beside the other tasks that the caller's key is for."""
+        ...
+
     async def versions(self, task: str) -> list[VersionInfo]: ...
     async def all_versions(self) -> list[VersionInfo]: ...
     def check(self) -> None: ...

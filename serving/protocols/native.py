@@ -37,6 +37,7 @@ _MANY = TypeAdapter(docs.ManyAnswer)
 _TASK = TypeAdapter(TaskInfo)
 _TASKS = TypeAdapter(docs.TaskList)
 _VERSIONS = TypeAdapter(docs.VersionList)
+_NEURONS = TypeAdapter(docs.Neurons)
 
 
 def add_routes(api: FastAPI, service: Service, config: ServeConfig) -> None:
@@ -91,10 +92,17 @@ def _add_descriptions(api: FastAPI, service: Service) -> None:
         exchange.task = name if is_loaded(service, name) else UNKNOWN_TASK
         return answer(_VERSIONS, docs.VersionList(task=name, versions=tuple(found)))
 
+    async def neurons(request: Request) -> Response:
+        exchange, name = _named(request)
+        found = await service.neurons(name, exchange.caller)
+        exchange.task = found.task
+        return answer(_NEURONS, docs.neurons_of(found))
+
     add_route(api, docs.TASKS, tasks)
     add_route(api, docs.TASK, task)
     add_route(api, docs.VERSIONS, versions)
     add_route(api, docs.VERSION, task)
+    add_route(api, docs.NEURONS, neurons)
 
 
 def _named(request: Request) -> tuple[Exchange, str]:

@@ -1,7 +1,10 @@
 """What the documentation says of the native routes that ask, and the records that they answer."""
 
+import base64
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import Field
 
 from model_store.manifest import TASK_NAME_PATTERN, Frozen
 from model_store.store import VersionInfo
@@ -15,7 +18,7 @@ from serving.protocols.routes import (
     json_body,
     record,
 )
-from serving.types import Prediction, TaskAnswer, TaskInfo, Timings
+from serving.types import NeuronMap, NeuronOverlap, Prediction, TaskAnswer, TaskInfo, Timings
 
 
 class TaskList(Frozen):
@@ -29,6 +32,58 @@ class VersionList(Frozen):
 
     task: str
     versions: tuple[VersionInfo, ...]
+
+
+class Layer(Frozen):
+    """What a version keeps of one layer."""
+
+    kept: int = Field(description="How many feed-forward neurons.")
+    neurons: str = Field(
+        description=(
+            "Which: a bitmap of `ffn_width` bits in Base64. Neuron n is bit n % 8, the lowest "
+            "first, of byte n // 8; 1 is kept. Bits beyond the width are 0."
+        )
+    )
+    heads: tuple[int, ...] = Field(description="Which attention heads, ascending.")
+
+
+class Neurons(Frozen):
+    """What a task's active version keeps of the backbone, and its overlap with other tasks."""
+
+    task: str
+    version: int
+    digest: str
+    ffn_width: int = Field(description="Feed-forward neurons of a layer of the backbone.")
+    heads: int = Field(description="Attention heads of a layer of the backbone.")
+    layers: tuple[Layer, ...] = Field(description="From the first to the last.")
+    overlaps: tuple[NeuronOverlap, ...] = Field(
+        description=(
+            "With the active version of each other task that the key is for, by name: `kept` "
+            "neurons of the other, those `shared`, how many random choices of these sizes would "
+            "share `by_chance`, and `jaccard`, the shared ones divided by those that at least one "
+            "of the two keeps."
+        )
+    )
+
+
+def neurons_of(found: NeuronMap) -> Neurons:
+    """A neuron map as clients see it."""
+    return Neurons(
+        task=found.task,
+        version=found.version,
+        digest=found.digest,
+        ffn_width=found.ffn_width,
+        heads=found.heads,
+        layers=tuple(
+            Layer(
+                kept=layer.kept,
+                neurons=base64.b64encode(layer.neurons).decode(),
+                heads=layer.heads,
+            )
+            for layer in found.layers
+        ),
+        overlaps=found.overlaps,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +234,14 @@ VERSION = RouteText(
     "Describe a version",
     answers(200, TaskInfo, "This version.", 401, 403, 404, 422, 500, 503),
     extra=extra(TASK_IN_PATH, VERSION_IN_PATH),
+)
+NEURONS = RouteText(
+    "GET",
+    "/v1/tasks/{task}/neurons",
+    "tasks",
+    "Show which neurons a task keeps",
+    answers(200, Neurons, "Those of the task's active version.", 401, 403, 404, 422, 500),
+    "The feed-forward neurons and attention heads of the active version, layer by layer, and how "
+    "many of the neurons each other served task keeps, too.",
+    extra(TASK_IN_PATH),
 )

@@ -30,6 +30,9 @@ from serving.types import (
     PLAIN,
     Ask,
     Caller,
+    LayerNeurons,
+    NeuronMap,
+    NeuronOverlap,
     Operation,
     Prediction,
     TaskAnswer,
@@ -174,6 +177,19 @@ class FakeService:
 
     async def version(self, task: str, number: int) -> TaskInfo:
         return self._version(task, number)
+
+    async def neurons(self, task: str, caller: Caller) -> NeuronMap:
+        info = self.task(task)
+        others = [one for one in self.tasks() if one.task != task and caller.may(one.task)]
+        return NeuronMap(
+            info.task,
+            info.version,
+            info.digest,
+            ffn_width=12,
+            heads=2,
+            layers=(LayerNeurons(3, b"\x05\x08", (0, 1)),),
+            overlaps=tuple(NeuronOverlap(one.task, one.version, 3, 3, 0.8, 1.0) for one in others),
+        )
 
     def _version(self, name: str, version: int | None) -> TaskInfo:
         task = self._tasks.get(name)

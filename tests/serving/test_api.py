@@ -197,7 +197,8 @@ def test_a_sick_engine_is_alive_and_not_ready(served: Served) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind"),
     [
-        ("GET", "/", 404, "no_such_route"),
+        ("GET", "/page", 404, "no_such_route"),
+        ("GET", "/page/index.html", 404, "no_such_route"),
         ("GET", "/v1/tasks/", 404, "no_such_route"),
         ("GET", "/docs/../api.py", 404, "no_such_route"),
         ("GET", "/docs/index.html", 404, "no_such_route"),

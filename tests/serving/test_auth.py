@@ -23,7 +23,12 @@ GUARDED = [
     ("GET", "/docs"),
     ("GET", "/docs/swagger-ui.css"),
     ("GET", "/openapi.json"),
-    ("GET", "/"),
+    ("POST", "/"),
+    ("GET", "/page"),
+    ("GET", "/page/"),
+    ("GET", "/page/index.html"),
+    ("GET", "/page/../app.py"),
+    ("POST", "/page/page.js"),
     ("GET", "/nothing"),
     ("GET", "/health"),
 ]

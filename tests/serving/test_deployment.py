@@ -111,6 +111,7 @@ def test_the_printed_line_can_be_pasted(server: Server) -> None:
 
 def test_the_token_is_printed_and_written_nowhere_else(server: Server) -> None:
     assert f"/docs?token={TOKEN}" in server.output
+    assert f"page   {server.address}/#token={TOKEN}" in server.output
     files = [path for path in server.folder.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []

@@ -424,3 +424,16 @@ def test_changes_from_everywhere_at_once_leave_one_truth(fleet: Fleet) -> None:
         thread.join()
     assert wrong == []
     assert len({repr(replica.task("mood")) for replica in fleet.replicas}) == 1
+
+
+def test_one_that_fails_says_at_which_step(fleet: Fleet) -> None:
+    lifecycle = fleet.replicas[0].lifecycle
+    begun = run(lifecycle.register("mood", fleet.artifact(2)[:-40], OPS, wait=False))
+
+    def failed() -> Operation:
+        found: Operation = run(lifecycle.operation(begun.id))
+        return found
+
+    wait_until(lambda: failed().state == "failed")
+    assert (failed().step, failed().error_type) == ("verify", "invalid_artifact")
+    assert "not a whole safetensors file" in failed().error
