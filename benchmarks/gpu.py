@@ -36,7 +36,6 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.server_works import LENGTHS
 from model_store.backbone import EncoderConfig
 from model_store.encoder import Encoder
 from model_store.gpu import Timer, gpu_ops, gpu_seconds, measure_ffn
@@ -44,6 +43,7 @@ from model_store.ops import one_ffn
 from model_store.packing import Item, pack
 from model_store.plan import LinearHead, Plan
 from model_store.tokenization import Encoding
+from serving.questions import LENGTHS
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 BERT_BASE = EncoderConfig(

@@ -33,11 +33,11 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.server import warm_up
-from benchmarks.server_load import as_bytes
-from benchmarks.server_open_loop import LOST, Client, Outcome, answered_per_s, at_rate, closed
 from benchmarks.server_running import Taskbone, taskbone
-from benchmarks.server_works import questions, sentences
+from benchmarks.server_works import sentences
 from serving.config import ServeConfig
+from serving.load import LOST, Client, Outcome, as_bytes, at_rate, closed
+from serving.questions import questions
 
 GOODPUT_TARGET = 0.95
 REFUSALS = (429, 503)
@@ -96,14 +96,17 @@ async def measure(server: Taskbone, texts: Sequence[str], arguments: argparse.Na
     asked = questions(texts, server.takes_pairs, arguments.inputs)
     requests = itertools.cycle([as_bytes(server.server, question) for question in asked])
     at_once = max(2, IN_FLIGHT // arguments.inputs)
-    client = Client(server.server.port)
+    client = Client(server.server)
     seconds = arguments.capacity_seconds
-    before = await closed(client, requests, at_once, seconds)
+    before: list[Outcome] = []
+    during: list[Outcome] = []
+    after: list[Outcome] = []
+    await closed(client, requests, at_once, seconds, before.append)
     rate = arguments.times * capacity_of(before, seconds)
     took = time.process_time()
-    during = await at_rate(client, requests, rate, arguments.seconds)
+    await at_rate(client, requests, rate, arguments.seconds, during.append)
     took = time.process_time() - took
-    after = await closed(client, requests, at_once, seconds)
+    await closed(client, requests, at_once, seconds, after.append)
     client.close()
     return Run(before, during, after, seconds, arguments.seconds, took)
 
@@ -114,6 +117,12 @@ def capacity_of(outcomes: Sequence[Outcome], seconds: float) -> float:
         raise SystemExit(f"the closed loop got {sorted(wrong)}: it should not overload the server")
     start = min(one.due for one in outcomes)
     return answered_per_s(outcomes, start, start + seconds)
+
+
+def answered_per_s(outcomes: Sequence[Outcome], start: float, end: float) -> float:
+    """Answers of status 200 that came between two moments, per second."""
+    count = sum(one.status == 200 and start <= one.ended < end for one in outcomes)
+    return count / (end - start)
 
 
 def figures(run: Run) -> dict[str, Any]:

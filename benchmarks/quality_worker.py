@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.quality_parts import compute
 from examples.ready_made import BACKBONE
-from localization.commands import open_backbone
 from localization.errors import LocalizationError
+from localization.runs import open_backbone
 from model_store.errors import ModelStoreError
 from model_store.store import Store
 

@@ -20,10 +20,11 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.random_tasks import random_store
-from benchmarks.server_load import Load, Server, measure, median
+from benchmarks.server_load import Load, measure, median
 from benchmarks.server_running import TOKEN, free_port, running
-from benchmarks.server_works import Question, sentences
+from benchmarks.server_works import sentences
 from serving.config import MIB
+from serving.load import Question, Server
 
 REPLICAS = 3
 QUESTIONS = 20_000

@@ -33,7 +33,8 @@ from rich.table import Table
 from benchmarks import machine, server_infinity, server_ratio
 from benchmarks.server_load import Load, client, measure, median
 from benchmarks.server_running import Taskbone, taskbone
-from benchmarks.server_works import Shape, questions, sentences
+from benchmarks.server_works import Shape, sentences
+from serving.questions import questions
 
 WARM_UP_S = 5.0
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from benchmarks.server_works import as_input, groups, sentences
+from benchmarks.server_works import sentences
 from model_store import artifact
 from model_store.backbone import Backbone, load_backbone
 from model_store.store import Store, open_store
@@ -29,6 +29,7 @@ from serving.config import ServeConfig
 from serving.engine import Engine, EngineAnswer, Servable
 from serving.metrics import Metrics
 from serving.plans import PlanCache
+from serving.questions import as_input, groups
 from serving.service import open_backend
 from serving.tasks import LoadedVersion, load_version
 

@@ -17,10 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.server_load import Load, Server, measure, median
+from benchmarks.server_load import Load, measure, median
 from benchmarks.server_running import Taskbone, free_port, running
-from benchmarks.server_works import Question, questions
 from examples.ready_made import checkpoint_folder
+from serving.load import Question, Server
+from serving.questions import questions
 
 CONNECTIONS = (1, 64)
 SETTINGS: Mapping[str, Sequence[str]] = {

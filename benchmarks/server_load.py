@@ -13,9 +13,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
-from benchmarks.server_works import Question
+from serving.load import Client, Outcome, Question, Server, as_bytes, closed
 
 # Requests of one file in turn, over all connections; at the end one line of JSON. A body that is
 # JSON has no line break.
@@ -39,20 +40,6 @@ done = function(summary, latency)
     e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where requests go, and the token that they show, if any."""
-
-    port: int
-    token: str = ""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Of every request."""
-        given = {"content-type": "application/json"}
-        return given | ({"authorization": f"Bearer {self.token}"} if self.token else {})
 
 
 @dataclass(frozen=True)
@@ -119,58 +106,15 @@ def _wrk(server: Server, questions: Sequence[Question], connections: int, second
 async def _python(
     server: Server, questions: Sequence[Question], connections: int, seconds: float
 ) -> Load:
-    requests = [as_bytes(server, question) for question in questions]
-    started = time.perf_counter()
-    latencies: list[float] = []
-    # Each connection starts elsewhere, so that tasks are mixed at every moment.
-    workers = [
-        _connection(
-            server.port,
-            requests,
-            number * len(requests) // connections,
-            started + seconds,
-            latencies,
+    requests = cycle([as_bytes(server, question) for question in questions])
+    outcomes: list[Outcome] = []
+    client, started = Client(server), time.perf_counter()
+    await closed(client, requests, connections, seconds, outcomes.append)
+    client.close()
+    if failed := [one.status for one in outcomes if one.status != 200]:
+        raise SystemExit(
+            f"{len(failed)} requests of {len(outcomes)} failed; statuses {set(failed)}"
         )
-        for number in range(connections)
-    ]
-    try:
-        await asyncio.gather(*workers)
-    except RuntimeError as error:
-        raise SystemExit(str(error)) from error
-    cuts = statistics.quantiles(latencies, n=100)
-    taken = time.perf_counter() - started
-    return Load(len(latencies) / taken, 1000 * cuts[49], 1000 * cuts[98])
-
-
-def as_bytes(server: Server, question: Question) -> bytes:
-    """A request as it goes over the wire."""
-    body = question.body.encode()
-    headers = server.headers | {
-        "host": f"127.0.0.1:{server.port}",
-        "content-length": str(len(body)),
-    }
-    lines = [f"POST {question.path} HTTP/1.1", *(f"{key}: {text}" for key, text in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-async def _connection(
-    port: int, requests: list[bytes], start: int, end: float, latencies: list[float]
-) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    index = start
-    try:
-        while (begun := time.perf_counter()) < end:
-            writer.write(requests[index % len(requests)])
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1])
-                for line in head.lower().split(b"\r\n")
-                if line.startswith(b"content-length:")
-            )
-            body = await reader.readexactly(length)
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"a request failed: {head.splitlines()[0]!r} {body[:300]!r}")
-            latencies.append(time.perf_counter() - begun)
-            index += 1
-    finally:
-        writer.close()
+    taken = max(one.ended for one in outcomes) - started
+    cuts = statistics.quantiles((one.latency_s for one in outcomes), n=100)
+    return Load(len(outcomes) / taken, 1000 * cuts[49], 1000 * cuts[98])

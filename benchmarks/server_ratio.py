@@ -17,7 +17,8 @@ from rich.table import Table
 from benchmarks.server_engine import in_own_process
 from benchmarks.server_load import Load, measure, median
 from benchmarks.server_running import Taskbone
-from benchmarks.server_works import Shape, questions
+from benchmarks.server_works import Shape
+from serving.questions import questions
 
 SHAPES = (Shape(1, 64), Shape(16, 16), Shape(32, 8), Shape(64, 4), Shape(128, 4))
 TARGET = 0.85

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.server_load import Server
 from examples.ready_made import prepare
 from model_store.manifest import read_header
 from model_store.store import Store
+from serving.load import Server
 
 TOKEN = "a-token-for-benchmarks"  # noqa: S105 - the server lives as long as the measurement
 

@@ -1,7 +1,7 @@
 """Many task files: what is to be done, how each ended, and doing one after another.
 
 Knows which file fails and why; a failed one never stops the others. How one task is localized is in
-`commands.py`, how many are at once in `parallel.py`. Imports torch only where a task is localized.
+`runs.py`, how many are at once in `parallel.py`. Imports torch only where a task is localized.
 """
 
 import time
@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from localization.config import read_task_file
 from localization.errors import ConfigError, LocalizationError
+from model_store.durable import sha256
 from model_store.errors import ModelStoreError
 from model_store.manifest import Manifest
 from model_store.store import Store
@@ -55,6 +56,10 @@ class Figures:
     test: tuple[float | None, float | None]
     bytes: int
     seconds: float
+    artifact: Path
+    """Where the artifact was written; the page about it lies beside it."""
+    version: int | None
+    """Its number in the store; None where it was not published."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,28 @@ class Outcome:
     """The file's name where the task's is not known."""
     figures: Figures | None = None
     failure: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """How it ended, for JSON."""
+        found: dict[str, Any] = {"file": str(self.file), "task": self.task}
+        if self.figures is None:
+            return found | {"failure": self.failure}
+        return found | {
+            "failure": None,
+            "version": self.figures.version,
+            "artifact": str(self.figures.artifact),
+            "report": str(self.figures.artifact.with_suffix(".html")),
+            "bytes": self.figures.bytes,
+            "seconds": round(self.figures.seconds, 1),
+            "kept_share": self.figures.kept,
+            "accuracy": {
+                split: dict(zip(("dense", "localized"), pair, strict=True))
+                for split, pair in (
+                    ("validation", self.figures.validation),
+                    ("test", self.figures.test),
+                )
+            },
+        }
 
 
 def read_assignments(
@@ -111,6 +138,14 @@ def read_assignments(
     return assignments, failed
 
 
+def read_assignment(file: Path, **options: Any) -> Assignment:
+    """One task file, checked in the same way. Raises `ConfigError`."""
+    assignments, failed = read_assignments([file], **options)
+    if failed:
+        raise ConfigError(f"{file}: {failed[0].failure}")
+    return assignments[0]
+
+
 def localize_in_turn(assignments: Sequence[Assignment], console: Console) -> list[Outcome]:
     """Localize one task after another in this process; the outcomes in the same order."""
     outcomes = []
@@ -126,23 +161,8 @@ def localize_assignment(
     assignment: Assignment, console: Console, report: "Reporter | None" = None
 ) -> Outcome:
     """Localize one task; whatever goes wrong, but not Ctrl-C, is its outcome."""
-    from localization.commands import localize_file
-
-    begun = time.monotonic()
     try:
-        result = localize_file(
-            assignment.path,
-            store=assignment.store,
-            data=assignment.data,
-            work_dir=assignment.work_dir,
-            output=assignment.output,
-            publish=assignment.publish,
-            device=assignment.device,
-            console=console,
-            report=report,
-        )
-        seconds = time.monotonic() - begun
-        figures = _figures(result.overlay.manifest, assignment.output.stat().st_size, seconds)
+        return localize_one(assignment, console, report)
     except (LocalizationError, ModelStoreError) as error:
         return Outcome(assignment.file, assignment.task, failure=_reason(error, assignment.path))
     except Exception as error:  # noqa: BLE001 - whatever it was, the other tasks go on
@@ -150,6 +170,27 @@ def localize_assignment(
         return Outcome(
             assignment.file, assignment.task, failure=f"{reason}; run this file alone to see where"
         )
+
+
+def localize_one(
+    assignment: Assignment, console: Console, report: "Reporter | None" = None
+) -> Outcome:
+    """Localize one task. Raises whatever goes wrong."""
+    from localization.runs import localize_file
+
+    begun = time.monotonic()
+    result = localize_file(
+        assignment.path,
+        store=assignment.store,
+        data=assignment.data,
+        work_dir=assignment.work_dir,
+        output=assignment.output,
+        publish=assignment.publish,
+        device=assignment.device,
+        console=console,
+        report=report,
+    )
+    figures = _figures(assignment, result.overlay.manifest, time.monotonic() - begun)
     return Outcome(assignment.file, assignment.task, figures)
 
 
@@ -181,7 +222,8 @@ def _percents(accuracies: tuple[float | None, float | None]) -> str:
     return " / ".join("-" if share is None else f"{100 * share:.1f}" for share in accuracies)
 
 
-def _figures(manifest: Manifest, size: int, seconds: float) -> Figures:
+def _figures(assignment: Assignment, manifest: Manifest, seconds: float) -> Figures:
+    data = assignment.output.read_bytes()
     # The network that is not the dense one is named after how it was found.
     found = {
         (item.network == "dense", item.split): item.value
@@ -192,8 +234,12 @@ def _figures(manifest: Manifest, size: int, seconds: float) -> Figures:
         manifest.kept_share,
         (found.get((True, "validation")), found.get((False, "validation"))),
         (found.get((True, "test")), found.get((False, "test"))),
-        size,
+        len(data),
         seconds,
+        assignment.output,
+        assignment.store.registry().number_of(assignment.task, sha256(data))
+        if assignment.publish
+        else None,
     )
 
 

@@ -1,174 +1,197 @@
-"""`taskbone localize` and `taskbone evaluate`: between files and the store, and the pipeline."""
+"""`taskbone localize` and `taskbone evaluate`: options, and how results are shown.
 
-import os
-import shlex
-from contextlib import nullcontext
+The work is in `runs.py` and `batch.py`, imported inside the commands: asking for help loads no
+torch.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.markup import escape
-from torch import Tensor
+import click
 
-from localization.config import DataConfig, read_task_file
-from localization.console import ConsoleReporter, repeats_table, summary_table
-from localization.data import load_dataset, load_rows
-from localization.errors import ConfigError, DataError
-from localization.evaluation import Evaluation, evaluate
-from localization.job import Reporter
-from localization.page.report import render
-from localization.pipeline import localize
-from localization.results import Localized
-from localization.summary import summarize
-from model_store import artifact
-from model_store.backbone import Backbone, load_backbone
-from model_store.backend import answer_all, choose
-from model_store.errors import ModelStoreError
-from model_store.manifest import read_header
+from model_store.options import complete_tasks, json_option, store_option
 from model_store.store import Store
-from model_store.tokenization import InputEncoder
+from model_store.tables import show_json, show_table, working
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
 
 
-def localize_file(
-    task_file: Path,
-    *,
+@click.command("localize", short_help="Find the overlay of a task from labelled rows.")
+@click.argument(
+    "task_files",
+    metavar="TASK.yaml...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+@store_option
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that the data paths of TASK.yaml are relative to.  [default: its own]",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for finished stages, from which an interrupted run goes on.  [default: runs]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write the artifact to, for one TASK.yaml.  [default: in runs, under its name]",
+)
+@click.option(
+    "--publish/--no-publish",
+    default=True,
+    show_default=True,
+    help="Whether to publish the result in the store and make it the active version.",
+)
+@device_option
+@click.option("--parallel", is_flag=True, help="Localize the tasks at once, with Ray.")
+@click.option(
+    "--cpus-per-task",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --parallel: CPUs, and so threads, of each task.  [default: 1]",
+)
+@json_option
+def localize(
+    task_files: tuple[Path, ...],
     store: Store,
     data: Path | None,
     work_dir: Path | None,
     output: Path | None,
     publish: bool,
     device: str,
-    console: Console,
-    report: Reporter | None = None,
-) -> Localized:
-    """Localize the task of a task file; write the artifact to `output`, publish it where asked.
+    parallel: bool,
+    cpus_per_task: int | None,
+    as_json: bool,
+) -> None:
+    """Find the overlay of a task: the neurons it needs, a soft prompt, and a head.
 
-    A page with everything that was found is written beside the artifact.
+    TASK.yaml names the labelled data, the labels and the template. The result is measured against
+    the whole network on the same rows, and published. A run that was interrupted goes on where it
+    stopped when it is started again.
 
-    `data` is the folder that the task file's data paths are relative to; None: the task file's own.
-    `report`: where progress goes; None: bars on the console.
+    Several tasks run one after another, or with --parallel at once: as many as there are cores, and
+    on CUDA as many as there are GPUs. One that fails does not stop the others. With RAY_ADDRESS set
+    they run on that Ray cluster, whose machines must all have taskbone installed and reach the
+    store, the data, the work folder and the folder runs under the same paths as this one.
+
+    \b
+    Examples:
+        taskbone localize examples/tasks/sst2.yaml --data data
+        taskbone localize examples/tasks/*.yaml --data data --parallel
     """
-    config = read_task_file(task_file)
-    root = data or task_file.parent
-    if config.existing is not None:
-        config = config.model_copy(update={"existing": str((root / config.existing).absolute())})
-    backbone = open_backbone(store, config.backbone)
-    target = output or Path("runs") / config.task / f"{config.task}.safetensors"
-    try:  # before the work, not after it
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the folder {target.parent} cannot be made: {error.strerror}") from None
-    command = shlex.join(["taskbone", "localize", task_file.name])
-    work = (work_dir or Path("runs")) / config.task
-    results = []
-    with nullcontext(report) if report is not None else ConsoleReporter.on(console) as reporter:
-        for seed in range(config.seed, config.seed + config.repeats):
-            one = config.model_copy(update={"seed": seed})
-            dataset = load_dataset(one.data, root, seed)
-            reporter.note(
-                f"[bold]{one.task}[/] on {escape(backbone.name)}: {len(dataset.labels)} classes, "
-                f"{len(dataset.train)} rows to tune on, {len(dataset.validation)} to validate, "
-                f"{len(dataset.test)} to test"
-            )
-            results.append(
-                localize(one, backbone, dataset, work, command, resolve_device(device), reporter)
-            )
-        result = max(results, key=lambda item: item.chosen.tuned.validation)
-        written = artifact.write(result.overlay)
-        verified = artifact.verify(written, backbone.config, backbone.fingerprint)
-        page = render(summarize(result, other_neurons(store, backbone), len(written), results))
-    _write(target, written)
-    _write(target.with_suffix(".html"), page.encode())
-    console.print(summary_table(result))
-    if len(results) > 1:
-        console.print(repeats_table(results))
-    console.print(f"Artifact: {target} ({len(written) / 1000:.0f} KB)")
-    console.print(f"Report: {target.with_suffix('.html')}")
-    if publish:
-        info = store.publish(verified)
-        console.print(
-            f"Published as version {info.version} of task {info.task} in {store.location}"
+    if output is not None and len(task_files) > 1:
+        raise click.UsageError(f"--output names one file; {len(task_files)} tasks were given")
+    if cpus_per_task is not None and not parallel:
+        raise click.UsageError("--cpus-per-task goes with --parallel")
+    from rich.console import Console
+
+    # The standard output is for the JSON alone.
+    console = Console(stderr=as_json)
+    options: dict[str, Any] = {
+        **{"store": store, "data": data, "work_dir": work_dir, "output": output},
+        **{"publish": publish, "device": device},
+    }
+    if len(task_files) > 1 or parallel:
+        cpus = (cpus_per_task or 1) if parallel else None
+        localize_many(task_files, options, console, cpus, as_json)
+    elif as_json:
+        from localization import batch
+
+        outcome = batch.localize_one(batch.read_assignment(task_files[0], **options), console)
+        show_json([outcome.facts()])
+    else:
+        from localization.runs import localize_file
+
+        localize_file(task_files[0], **options, console=console)
+
+
+def localize_many(
+    task_files: Sequence[Path],
+    options: dict[str, Any],
+    console: "Console",
+    cpus: int | None,
+    as_json: bool,
+) -> None:
+    """Localize several tasks, at once where each has `cpus`; print how each ended, and fail if one
+    failed."""
+    from localization import batch
+
+    assignments, outcomes = batch.read_assignments(task_files, **options)
+    for outcome in outcomes:
+        click.echo(batch.failure_line(outcome), err=as_json)
+    if cpus is None:
+        outcomes += batch.localize_in_turn(assignments, console)
+    else:
+        from localization.parallel import localize_at_once
+
+        outcomes += localize_at_once(assignments, cpus, console)
+    outcomes.sort(key=lambda outcome: task_files.index(outcome.file))
+    if as_json:
+        show_json([outcome.facts() for outcome in outcomes])
+    else:
+        show_table(batch.TABLE_TITLE, batch.TABLE_HEADS, batch.table_rows(outcomes))
+    failed = [str(outcome.file) for outcome in outcomes if outcome.failure]
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(outcomes)} tasks failed: {', '.join(failed)}"
         )
-    return result
 
 
-def other_neurons(store: Store, backbone: Backbone) -> dict[str, tuple[Tensor, ...]]:
-    """The kept neurons of every active task on the same backbone, by task."""
-    result = {}
-    for task in store.task_names():
-        try:
-            _, content = store.read(task, None)
-            overlay = artifact.read(content, backbone.config, backbone.fingerprint)
-        except ModelStoreError:  # of another backbone, or not active: nothing to compare with
-            continue
-        result[task] = overlay.neurons
-    return result
-
-
-def _write(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, target)  # noqa: PTH105 - the atomic call by its name
-
-
-def evaluate_file(
-    file: Path,
-    *,
-    store: Store,
+@click.command("evaluate", short_help="Measure a published version on labelled rows.")
+@click.argument("task", shell_complete=complete_tasks)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@store_option
+@click.option("--version", type=int, help="The version to measure. [default: the active one]")
+@click.option("--text", multiple=True, help="Column of the text; twice for pairs.")
+@click.option("--label", help="Column of the label.")
+@device_option
+@json_option
+def evaluate(
     task: str,
+    file: Path,
+    store: Store,
     version: int | None,
     text: tuple[str, ...],
     label: str | None,
     device: str,
-) -> tuple[int, tuple[str, ...], Evaluation]:
-    """Measure a published version on a file's rows; gives (version, labels, figures).
+    as_json: bool,
+) -> None:
+    """Measure a published version of TASK on the labelled rows of FILE.
 
-    `text` and `label` name the columns; empty or None: `text`, or `text1` and `text2`, and `label`.
+    FILE is JSON lines, CSV or Parquet. Prints accuracy, macro F1 and the F1 of each label.
+
+    \b
+    Example:
+        taskbone evaluate sst2 test.jsonl --text sentence --label label
     """
-    info, content = store.read(task, version)
-    manifest, _ = read_header(content)
-    backbone = open_backbone(store, manifest.backbone.fingerprint)
-    overlay = artifact.read(content, backbone.config, backbone.fingerprint)
-    columns = text or (("text1", "text2") if manifest.takes_pairs else ("text",))
-    if len(columns) != 1 + manifest.takes_pairs:
-        expected = "two text columns" if manifest.takes_pairs else "one text column"
-        raise DataError(f"task {task!r} takes {expected}; {len(columns)} were named")
-    names = columns[0] if len(columns) == 1 else (columns[0], columns[1])
-    config = DataConfig(train=str(file.resolve()), text=names, label=label or "label")
-    rows = load_rows(config.train, config, file.parent, split="test")
-    numbers = {name: number for number, name in enumerate(manifest.labels)}
-    unknown = sorted(set(rows.labels) - set(numbers))
-    if unknown:
-        raise DataError(
-            f"{file}: label {unknown[0]!r} is not of task {task!r}; its labels: "
-            f"{', '.join(manifest.labels)}"
+    from localization.runs import evaluate_file
+
+    with working(f"Asking {task} about the rows of {file.name}"):
+        number, labels, found = evaluate_file(
+            file, store=store, task=task, version=version, text=text, label=label, device=device
         )
-    # As a server on this machine answers: the same operations in the same precision.
-    backend = choose(
-        backbone.config,
-        backbone.tensors,
-        device=resolve_device(device),
-        precision=None,
-        threads=torch.get_num_threads(),
-    )
-    texts = InputEncoder(
-        backbone.tokenizer, backbone.config, manifest.template, manifest.max_tokens
-    )
-    predicted = answer_all(backend, overlay, texts.encode(rows.inputs)).argmax(dim=1)
-    classes = torch.tensor([numbers[name] for name in rows.labels])
-    return info.version, manifest.labels, evaluate(predicted, classes, len(manifest.labels))
-
-
-def open_backbone(store: Store, name: str | None) -> Backbone:
-    """The named backbone, or the only one there is. Raises `NotFoundError` that lists them."""
-    info = store.backbone(name)
-    return load_backbone(store.backbone_path(info.fingerprint), info.name)
-
-
-def resolve_device(device: str) -> str:
-    """`auto` as `cuda` where there is one, `cpu` elsewhere."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, and torch sees no CUDA device")
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if as_json:
+        figures = {"rows": found.rows, "accuracy": found.accuracy, "macro_f1": found.macro_f1}
+        f1 = dict(zip(labels, found.f1, strict=True))
+        show_json({"task": task, "version": number, **figures, "f1": f1})
+        return
+    title = f"{task}, version {number}, on {found.rows} rows of {file.name}"
+    rows = [("accuracy", f"{found.accuracy:.2%}"), ("macro F1", f"{found.macro_f1:.2%}")]
+    rows += [
+        (f"F1 of {name}", f"{value:.2%}") for name, value in zip(labels, found.f1, strict=True)
+    ]
+    show_table(title, ("metric", "value"), rows)

@@ -26,7 +26,7 @@ class AuditEntry(Frozen):
     by: str
     """The name of the key that was shown, or `<login name>@command line`."""
     action: str
-    """`register`, `activate`, `rollback`, `canary`, `shadow`, `deactivate` or `delete`."""
+    """`register`, `activate`, `rollback`, `canary`, `shadow`, `deactivate`, `delete` or `gc`."""
     task: str
     version: int | None = None
     digest: str | None = None

@@ -65,6 +65,20 @@ class Bucket:
             found = filesystem.cat(paths) if paths else {}
             return [bytes(found[path]) for path in paths]
 
+    def facts(self, name: str) -> tuple[int, float] | None:
+        """Size of an object, and when it was written, as a Unix time by the object store's clock;
+        None where there is no object."""
+        with self._explained("read"):
+            filesystem, root = self._opened
+            try:
+                size, written = (
+                    filesystem.size(f"{root}/{name}"),
+                    filesystem.modified(f"{root}/{name}"),
+                )
+            except FileNotFoundError:
+                return None
+            return int(size), float(written.timestamp())
+
     def put(self, name: str, data: bytes) -> None:
         """Write an object whose name nobody else uses."""
         with self._explained("write"):

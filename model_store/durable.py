@@ -118,6 +118,12 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def bytes_in(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Add a line to a file, made where it is missing. What a crash has torn before is closed off.
 

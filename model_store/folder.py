@@ -18,12 +18,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model_store.durable import (
     append_line,
+    bytes_in,
     holds,
+    is_locked,
     last_lines,
     locked,
     make_folder,
@@ -36,7 +38,7 @@ from model_store.durable import (
 from model_store.errors import StoreError
 from model_store.manifest import VerifiedArtifact
 from model_store.registry import BackboneRecord, Registry, VersionRecord
-from model_store.storage import Change, Token, decode, encode
+from model_store.storage import Change, Leftover, Token, decode, encode
 
 _SUFFIX = ".safetensors"
 _RESTORE = "; restore the store's folder from a copy, or use another folder"
@@ -109,6 +111,25 @@ class FolderStorage:
                 raise StoreError(f"{path}: the folder of this backbone is missing; add it again")
         return path
 
+    def backbone_time(self, fingerprint: str, record: BackboneRecord) -> float:
+        """When a backbone's folder was filled."""
+        with self._explained("read"):
+            return self.backbone_folder(fingerprint, record).stat().st_mtime
+
+    def leftovers(self, before: float) -> tuple[Leftover, ...]:
+        """What killed writers have left; any writer removes it, as soon as it has the lock."""
+        registry, found = self.load()[1], []
+        with self._explained("read"):
+            staged = self._staging.iterdir() if self._staging.is_dir() else ()
+            unlocked = (path for path in staged if not (path.is_dir() and is_locked(path)))
+            for path in sorted([*unlocked, *self._unnamed(registry)]):
+                with suppress(
+                    FileNotFoundError
+                ):  # a writer has just removed it, or given it a name
+                    if path.stat().st_mtime < before:
+                        found.append(Leftover(str(path.relative_to(self.root)), bytes_in(path)))
+        return tuple(found)
+
     def audit_lines(self, most: int) -> list[bytes]:
         """The last lines of the audit log, the newest last."""
         with self._explained("read"):
@@ -140,6 +161,10 @@ class FolderStorage:
                 if _names(before) - _names(after):
                     self._sweep(after)
             return before, after
+
+    def collect(self, change: Change, before: float) -> tuple[Registry, Registry]:
+        """The same: every change removes what killed writers have left."""
+        return self.change(change)
 
     def put_version(
         self, task: str, number: int, artifact: VerifiedArtifact, known: VersionRecord | None
@@ -222,16 +247,25 @@ class FolderStorage:
     def _sweep(self, registry: Registry) -> None:
         """Remove what the registry does not name. Only under the lock; leaves strange files be."""
         sweep_staging(self._staging)
+        for path in list(self._unnamed(registry)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         for folder in filter(Path.is_dir, self._tasks.iterdir()):
             record = registry.tasks.get(folder.name)
-            for file in folder.glob(f"*{_SUFFIX}"):
-                if file.stem.isdecimal() and not (record and int(file.stem) in record.versions):
-                    file.unlink()
             if not (record and record.versions) and not any(folder.iterdir()):
                 folder.rmdir()
-        for folder in self._backbones.iterdir():
-            if len(folder.name) == 64 and folder.name not in registry.backbones:
-                shutil.rmtree(folder)
+
+    def _unnamed(self, registry: Registry) -> Iterator[Path]:
+        """Files of versions and folders of backbones that a registry does not name."""
+        for file in self._tasks.glob(f"*/*{_SUFFIX}"):
+            record = registry.tasks.get(file.parent.name)
+            if file.stem.isdecimal() and not (record and int(file.stem) in record.versions):
+                yield file
+        for folder in self._backbones.glob("[0-9a-f]" * 64):
+            if folder.name not in registry.backbones:
+                yield folder
 
     def _put(self, path: Path, data: bytes) -> None:
         digest = sha256(data)
@@ -258,5 +292,9 @@ def _has_entries(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _names(registry: Registry) -> set[tuple[str, int]]:
-    return {(task, number) for task, known in registry.tasks.items() for number in known.versions}
+def _names(registry: Registry) -> set[str]:
+    """What a registry keeps: backbones and versions."""
+    versions = {
+        f"{task}/{number}" for task, known in registry.tasks.items() for number in known.versions
+    }
+    return versions | registry.backbones.keys()

@@ -16,9 +16,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +29,7 @@ from model_store.durable import locked, new_locked_folder, sha256, sweep_staging
 from model_store.errors import StoreError
 from model_store.generations import TRIES, Generations, pause
 from model_store.registry import BackboneRecord, Registry, StoredFiles, VersionRecord
-from model_store.storage import Change, Token, decode, encode
+from model_store.storage import Change, Leftover, Token, decode, encode
 from model_store.uploads import Uploads, digest_of, file_name, stored_files, version_name
 
 SWEEP_EVERY = 100
@@ -87,6 +88,12 @@ class ObjectStorage:
                     self._download(fingerprint, stored, path)
         return path
 
+    def backbone_time(self, fingerprint: str, record: BackboneRecord) -> float:
+        """When a backbone's first file was uploaded; endlessly late where it is missing."""
+        stored = stored_files(record)
+        facts = self._bucket.facts(file_name(fingerprint, stored, min(stored.digests)))
+        return facts[1] if facts else inf
+
     def audit_lines(self, most: int) -> list[bytes]:
         """The last entries of the audit log by their writers' clocks, the newest last."""
         names: list[str] = []
@@ -108,6 +115,9 @@ class ObjectStorage:
 
     def change(self, change: Change) -> tuple[Registry, Registry]:
         """Create the next generation of the registry, and remove what it names no longer."""
+        return self._change(change)
+
+    def _change(self, change: Callable[[Registry, Uploads], Registry]) -> tuple[Registry, Registry]:
         files = Uploads(self._bucket)
         for attempt in range(TRIES):
             number, before = self._read()
@@ -115,7 +125,7 @@ class ObjectStorage:
                 self._bucket.check()
                 self._registry.append(1, encode(before))
                 continue
-            files.generation = number
+            files.generation, files.uploads_from = number, before.uploads_from or 0
             after = change(before, files)
             if after == before:
                 self._bucket.remove(sorted(files.names - _names(after)))
@@ -123,7 +133,7 @@ class ObjectStorage:
             if self._registry.append(number + 1, encode(after)):
                 self._bucket.remove(sorted((_names(before) | files.names) - _names(after)))
                 # Only now: nobody can change what this generation does not know of.
-                if (number + 1) % SWEEP_EVERY == 0:
+                if not (number + 1) % SWEEP_EVERY or after.uploads_from != before.uploads_from:
                     self._sweep(number + 1, after)
                 return before, after
             pause(attempt)
@@ -131,6 +141,32 @@ class ObjectStorage:
             f"the store {self.location}: others made changes in each of {TRIES} moments that this "
             "one took; try again when less is changed at once"
         )
+
+    def leftovers(self, before: float) -> tuple[Leftover, ...]:
+        """Uploads that no registry names, but for those of killed writers that are newer."""
+        found = ((name, facts) for name, _, facts in self._unnamed() if facts[1] < before)
+        return tuple(Leftover(name, size) for name, (size, _) in found)
+
+    def collect(self, change: Change, before: float) -> tuple[Registry, Registry]:
+        """The same as `change`, and has what was uploaded before be named no more.
+
+        The clock only decides what is left alone. That nobody misses what is removed follows from
+        the generations: a writer that sleeps meanwhile finds its next one taken, sees in it that
+        its upload is too old to be named, and uploads again.
+        """
+        unnamed = list(self._unnamed())
+        if not any(written < before for _, _, (_, written) in unnamed):
+            return self.change(change)
+        young = [generation for _, generation, (_, written) in unnamed if written >= before]
+
+        def collecting(registry: Registry, files: Uploads) -> Registry:
+            after = change(registry, files)
+            newest = min([files.generation + 1, *young])
+            if newest <= (registry.uploads_from or 0):
+                return after
+            return after.with_uploads_from(newest)
+
+        return self._change(collecting)
 
     def append_audit(self, line: bytes) -> None:
         """Add an entry to the audit log."""
@@ -180,11 +216,23 @@ class ObjectStorage:
 
     def _sweep(self, generation: int, registry: Registry) -> None:
         """Remove what killed writers have left; see `Uploads` for why nobody can miss it."""
-        named = _names(registry)
+        oldest = max(generation - uploads.GRACE, registry.uploads_from or 0)
+        self._bucket.remove(
+            name for name, began in self._marked(_names(registry)) if began < oldest
+        )
+
+    def _marked(self, named: Container[str]) -> Iterator[tuple[str, int]]:
+        """The uploads that are not `named`, each with the generation that its change began from."""
         for name in (*self._bucket.names("tasks"), *self._bucket.names("backbones")):
             mark = _MARK.search(name)
-            if mark and name not in named and int(mark[1]) < generation - uploads.GRACE:
-                self._bucket.remove([name])
+            if mark and name not in named:
+                yield name, int(mark[1])
+
+    def _unnamed(self) -> Iterator[tuple[str, int, tuple[int, float]]]:
+        """The same of the newest registry, with size and time of each."""
+        for name, began in self._marked(_names(self.load()[1])):
+            if facts := self._bucket.facts(name):
+                yield name, began, facts
 
     @contextmanager
     def _caching(self) -> Iterator[Path]:

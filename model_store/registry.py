@@ -4,7 +4,7 @@ Pure: every change takes a registry and returns another. Knows no files (`store.
 writes them) and nothing of what an artifact is beyond its digest and size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -105,6 +105,9 @@ class Registry(Frozen):
     """How many changes were written before this state: replicas say by it how far they are."""
     backbones: dict[Fingerprint, BackboneRecord] = {}
     tasks: dict[TaskName, TaskRecord] = {}
+    uploads_from: Annotated[int, Field(ge=1)] | None = None
+    """In an object store: uploads of changes that began before this one of its generations, and
+    that are not named here, never will be. None: nobody has collected any yet."""
 
     @model_validator(mode="after")
     def _names_backbones_once(self) -> Self:
@@ -220,16 +223,22 @@ class Registry(Frozen):
 
     def without_version(self, task: str, number: int) -> "Registry":
         """Delete one version. Raises `ConflictError` for the active one."""
-        self.version(task, number)
-        record = self.task(task)
-        if record.active == number:
-            raise ConflictError(
-                f"task {task!r}: version {number} is active and is not deleted; activate another "
-                f"version first, or delete the whole task"
-            )
-        history = tuple(past for past in record.history if past != number)
-        versions = {known: kept for known, kept in record.versions.items() if known != number}
-        return self._with_task(task, record, history=history, versions=versions)
+        return self.without({task: (number,)})
+
+    def without(
+        self, versions: Mapping[str, Collection[int]], backbones: Collection[str] = ()
+    ) -> "Registry":
+        """Delete versions of several tasks and backbones in one step. Raises `ConflictError` for an
+        active version, and `NotFoundError` for one that is not there."""
+        tasks = {task: self._record_without(task, numbers) for task, numbers in versions.items()}
+        kept = {known: record for known, record in self.backbones.items() if known not in backbones}
+        return self._changed(backbones=kept, tasks={**self.tasks, **tasks})
+
+    def with_uploads_from(self, generation: int) -> "Registry":
+        """Have what was uploaded for a change that began before this generation be named no more,
+        unless it is named already."""
+        changes = {"uploads_from": generation, "generation": self.generation + 1}
+        return self.model_copy(update=changes)
 
     def with_backbone(self, fingerprint: str, backbone: BackboneRecord) -> "Registry":
         """Add a backbone, or rename a known one. Raises `ConflictError` for another's name."""
@@ -268,17 +277,21 @@ class Registry(Frozen):
             )
         return record
 
+    def _record_without(self, task: str, numbers: Collection[int]) -> TaskRecord:
+        record = self.task(task)
+        for number in numbers:
+            self.version(task, number)
+            if record.active == number:
+                raise ConflictError(
+                    f"task {task!r}: version {number} is active and is not deleted; activate "
+                    f"another version first, or delete the whole task"
+                )
+        history = tuple(past for past in record.history if past not in numbers)
+        versions = {known: kept for known, kept in record.versions.items() if known not in numbers}
+        return _changed_record(record, history=history, versions=versions)
+
     def _with_task(self, task: str, record: TaskRecord, **changes: object) -> "Registry":
-        """A task's record changed; a canary or shadow that the change leaves no place is gone."""
-        fields: dict[str, Any] = dict(record) | changes
-        bare = TaskRecord(**fields | {"canary": None, "shadow": None})
-        canary, shadow = fields["canary"], fields["shadow"]
-        if canary and not bare.may_stand_beside(canary.version):
-            canary = None
-        if shadow and not bare.may_stand_beside(shadow):
-            shadow = None
-        changed = TaskRecord(**fields | {"canary": canary, "shadow": shadow})
-        return self._changed(tasks={**self.tasks, task: changed})
+        return self._changed(tasks={**self.tasks, task: _changed_record(record, **changes)})
 
     def _changed(
         self,
@@ -290,9 +303,22 @@ class Registry(Frozen):
             generation=self.generation + 1,
             backbones=self.backbones if backbones is None else backbones,
             tasks=self.tasks if tasks is None else tasks,
+            uploads_from=self.uploads_from,
         )
         same = there.backbones == self.backbones and there.tasks == self.tasks
         return self if same else there
+
+
+def _changed_record(record: TaskRecord, **changes: object) -> TaskRecord:
+    """A task's record changed; a canary or shadow that the change leaves no place is gone."""
+    fields: dict[str, Any] = dict(record) | changes
+    bare = TaskRecord(**fields | {"canary": None, "shadow": None})
+    canary, shadow = fields["canary"], fields["shadow"]
+    if canary and not bare.may_stand_beside(canary.version):
+        canary = None
+    if shadow and not bare.may_stand_beside(shadow):
+        shadow = None
+    return TaskRecord(**fields | {"canary": canary, "shadow": shadow})
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

@@ -7,6 +7,7 @@ does not know.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,15 @@ from model_store.registry import BackboneRecord, Registry, StoredFiles, VersionR
 
 Token = tuple[int | str, ...]
 """A value to compare with another of the same thing: they differ when it has changed in between."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that a killed writer has left, and that nothing names. `name` is relative to the
+    store's location."""
+
+    name: str
+    bytes: int
 
 
 class Files(Protocol):
@@ -71,6 +81,14 @@ class Storage(Protocol):
         """
         ...
 
+    def leftovers(self, before: float) -> tuple[Leftover, ...]:
+        """What killed writers have left, and was there before this Unix time."""
+        ...
+
+    def collect(self, change: Change, before: float) -> tuple[Registry, Registry]:
+        """The same as `change`, and removes those leftovers. What others are writing stays."""
+        ...
+
     def read_version(self, task: str, number: int, record: VersionRecord) -> bytes | None:
         """A version's bytes, unchecked; None where they are missing."""
         ...
@@ -81,6 +99,10 @@ class Storage(Protocol):
 
     def backbone_folder(self, fingerprint: str, record: BackboneRecord) -> Path:
         """A folder on this machine with a backbone's files."""
+        ...
+
+    def backbone_time(self, fingerprint: str, record: BackboneRecord) -> float:
+        """When a backbone was put there, as a Unix time."""
         ...
 
     def staging(self) -> AbstractContextManager[Path]:

@@ -20,7 +20,7 @@ from model_store.folder import FolderStorage
 from model_store.manifest import VerifiedArtifact
 from model_store.objects import ObjectStorage
 from model_store.registry import BackboneRecord, Registry, VersionRecord
-from model_store.storage import Files, Storage, Token
+from model_store.storage import Files, Leftover, Storage, Token
 
 __all__ = ["BackboneInfo", "Store", "Token", "VersionInfo", "folder_of", "open_store"]
 
@@ -107,7 +107,7 @@ class Store:
         """The active version of every task that has one, in order of task names."""
         registry = self.registry()
         return {
-            task: _info(registry, task, record.active)
+            task: version_info(registry, task, record.active)
             for task, record in sorted(registry.tasks.items())
             if record.active is not None
         }
@@ -119,13 +119,15 @@ class Store:
     def versions(self, task: str) -> list[VersionInfo]:
         """All versions of a task, oldest first. Raises `NotFoundError` that lists the tasks."""
         registry = self.registry()
-        return [_info(registry, task, number) for number in sorted(registry.task(task).versions)]
+        return [
+            version_info(registry, task, number) for number in sorted(registry.task(task).versions)
+        ]
 
     def all_versions(self) -> list[VersionInfo]:
         """All versions of all tasks, in order of names and numbers."""
         registry = self.registry()
         return [
-            _info(registry, task, number)
+            version_info(registry, task, number)
             for task, record in sorted(registry.tasks.items())
             for number in sorted(record.versions)
         ]
@@ -138,7 +140,7 @@ class Store:
         while True:
             token, registry = self._storage.load()
             number = registry.active(task) if version is None else version
-            info, record = _info(registry, task, number), registry.version(task, number)
+            info, record = version_info(registry, task, number), registry.version(task, number)
             place = self._storage.version_place(task, number, record)
             data = self._storage.read_version(task, number, record)
             if data is None:
@@ -197,6 +199,14 @@ class Store:
                 if self.state_token() == token:
                     raise  # else it was replaced between our two reads: look again
 
+    def backbone_time(self, fingerprint: str) -> float:
+        """When a backbone was put into the store, as a Unix time."""
+        return self._storage.backbone_time(fingerprint, self.registry().backbones[fingerprint])
+
+    def leftovers(self, before: float) -> tuple[Leftover, ...]:
+        """What killed writers have left, and was there before this Unix time."""
+        return self._storage.leftovers(before)
+
     def audit(self, limit: int) -> list[AuditEntry]:
         """The last `limit` entries of the audit log, the newest last."""
         return entries_of(self._storage.audit_lines(limit), f"the audit log of {self.location}")
@@ -239,12 +249,12 @@ class Store:
         _, after = self._storage.change(change)
         number = after.number_of(task, digest)
         assert number is not None
-        return _info(after, task, number)
+        return version_info(after, task, number)
 
     def activate(self, task: str, version: int) -> VersionInfo:
         """Make a version the active one. Raises `NotFoundError` that lists what there is."""
         _, after = self._change(lambda before: before.with_active(task, version))
-        return _info(after, task, version)
+        return version_info(after, task, version)
 
     def deactivate(self, task: str) -> None:
         """Have no version of a task be active; all are kept. Raises `NotFoundError` where none is.
@@ -259,7 +269,7 @@ class Store:
         The version rolled back from leaves the history: a second call goes one version further.
         """
         _, after = self._change(lambda before: before.rolled_back(task))
-        return _info(after, task, after.active(task))
+        return version_info(after, task, after.active(task))
 
     def set_canary(self, task: str, version: int, percent: float) -> VersionInfo:
         """Have a version answer `percent` of the task's requests in place of the active one.
@@ -268,24 +278,24 @@ class Store:
         Whatever makes the version active, or deletes it, ends this.
         """
         _, after = self._change(lambda before: before.with_canary(task, version, percent))
-        return _info(after, task, version)
+        return version_info(after, task, version)
 
     def clear_canary(self, task: str) -> VersionInfo | None:
         """End the task's canary. Gives the version that was it; None where there was none."""
         before, after = self._change(lambda before: before.without_canary(task))
         canary = before.task(task).canary
-        return None if canary is None else _info(after, task, canary.version)
+        return None if canary is None else version_info(after, task, canary.version)
 
     def set_shadow(self, task: str, version: int) -> VersionInfo:
         """Have a version answer too, only to be compared. Raises `ConflictError` for the active."""
         _, after = self._change(lambda before: before.with_shadow(task, version))
-        return _info(after, task, version)
+        return version_info(after, task, version)
 
     def clear_shadow(self, task: str) -> VersionInfo | None:
         """End the task's shadow. Gives the version that was it; None where there was none."""
         before, after = self._change(lambda before: before.without_shadow(task))
         shadow = before.task(task).shadow
-        return None if shadow is None else _info(after, task, shadow)
+        return None if shadow is None else version_info(after, task, shadow)
 
     def delete(self, task: str, version: int | None = None) -> None:
         """Delete a version, or with `version` None the task with all its versions.
@@ -297,6 +307,15 @@ class Store:
             self._change(lambda before: before.without_task(task))
         else:
             self._change(lambda before: before.without_version(task, version))
+
+    def collect(
+        self, change: Callable[[Registry], Registry], before: float
+    ) -> tuple[Registry, Registry]:
+        """Delete in one step what `change` leaves out, and leftovers from before this Unix time.
+
+        Gives what there was, and what there is. What is to go `garbage.py` says.
+        """
+        return self._storage.collect(lambda registry, _: change(registry), before)
 
     def add_backbone(self, fingerprint: str, name: str, files: Path) -> BackboneInfo:
         """Take the folder `files` (one that `staging` has given) into the store as a backbone.
@@ -364,7 +383,8 @@ def _checked(name: str) -> str:
     return name
 
 
-def _info(registry: Registry, task: str, number: int) -> VersionInfo:
+def version_info(registry: Registry, task: str, number: int) -> VersionInfo:
+    """What a registry says of one version. Raises `NotFoundError`."""
     record, version = registry.task(task), registry.version(task, number)
     canary = record.canary
     return VersionInfo(

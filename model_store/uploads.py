@@ -23,12 +23,14 @@ class Uploads:
 
     A name is never used twice, and begins with the generation that its change started from. After
     more than `GRACE` generations a change uploads again under a new name rather than name an old
-    one: so an object that is older, and that the newest registry does not name, will not be named.
+    one, and so it does where the upload is older than `uploads_from` of the registry that it would
+    change: so an object that is older, and that the newest registry does not name, will not be.
     """
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self.generation = 0
+        self.uploads_from = 0
         self.names: set[str] = set()
         self._last: tuple[int, str] | None = None
 
@@ -69,7 +71,8 @@ class Uploads:
 
     def _mark(self) -> tuple[str, bool]:
         """A mark for this change's upload, and whether it is new."""
-        if self._last is not None and self._last[0] >= self.generation - GRACE:
+        oldest = max(self.generation - GRACE, self.uploads_from)
+        if self._last is not None and self._last[0] >= oldest:
             return self._last[1], False
         mark = f"{self.generation:010}-{uuid4().hex}"
         self._last = self.generation, mark

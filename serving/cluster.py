@@ -26,13 +26,16 @@ _LOOK_S = 2.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
+def run(
+    config: ServeConfig, open_service: OpenService = open_service, *, as_json: bool = False
+) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread of a node's process.
 
-    Raises `ConfigError` before anything is deployed where the nodes cannot serve, `ServingError`
+    `as_json`: say on the standard output nothing but one line of JSON, when it is ready. Raises
+    `ConfigError` before anything is deployed where the nodes cannot serve, `ServingError`
     where the replicas do not come up or the Ray ends.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=as_json)
     # What is decided where the application is put together is decided as on the nodes.
     os.environ.update(cluster_environment.needed())
     if token := os.environ.get(ray_token.VARIABLE):
@@ -51,7 +54,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
             deployment.start(deployment.bind(config, folder, keys, open_service))
             reached = config.model_copy(update=_door(config))
             tasks = startup.wait_until_ready(reached, key)
-            startup.show(console, reached, key, tasks)
+            startup.announce(console, reached, key, tasks, as_json)
             _watch()
         except KeyboardInterrupt as received:
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")

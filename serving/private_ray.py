@@ -30,13 +30,16 @@ _LEAST_MESSAGE = 4 * MIB
 """Room for any answer over gRPC."""
 
 
-def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
+def run(
+    config: ServeConfig, open_service: OpenService = open_service, *, as_json: bool = False
+) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; must be called in the main thread.
 
-    Raises `ConfigError` before anything is started where the keys or the address cannot be used,
+    `as_json`: say on the standard output nothing but one line of JSON, when it is ready. Raises
+    `ConfigError` before anything is started where the keys or the address cannot be used,
     `ServingError` where the server does not come up or its processes end. A signal ends it well.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=as_json)
     keys = environment_keys()
     token = prepare(config, open_store(config.store))
     address = processes.check_address(config.host, config.port)
@@ -53,7 +56,7 @@ def run(config: ServeConfig, open_service: OpenService = open_service) -> None:
                 (folder / LOG).touch()
                 deployment.start(deployment.bind(config, folder, keys, open_service))
                 tasks = startup.wait_until_ready(config, token)
-            startup.show(console, config, token, tasks)
+            startup.announce(console, config, token, tasks, as_json)
             _watch(folder / LOG)
         except KeyboardInterrupt as received:
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")

@@ -4,6 +4,8 @@ Knows the address and the routes; nothing of Ray or of what is behind the routes
 """
 
 import json
+import os
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from rich.console import Console
 
 from serving.config import ServeConfig
 from serving.errors import ServingError
+from serving.local_key import TOKEN_FILE, local_token
 
 READY_WITHIN_S = 120
 
@@ -68,6 +71,37 @@ def _host(config: ServeConfig) -> str:
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
     return host
+
+
+def announce(
+    console: Console,
+    config: ServeConfig,
+    token: str | None,
+    tasks: list[dict[str, Any]] | None,
+    as_json: bool,
+) -> None:
+    """Say that the server is ready: to people, or to a program by one line of JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(facts(config, token, tasks)) + "\n")
+        sys.stdout.flush()
+    else:
+        show(console, config, token, tasks)
+
+
+def facts(
+    config: ServeConfig, token: str | None, tasks: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """What a program must know to ask the server. Never the key: `token_file` is where it lies."""
+    file = config.folder / TOKEN_FILE if config.folder else None
+    has_it = file is not None and token is not None and token == local_token(config.folder, {})
+    return {
+        "url": _address(config),
+        "grpc": f"{_host(config)}:{config.grpc_port}" if config.grpc_port else None,
+        "store": str(config.store),
+        "token_file": str(file) if has_it else None,
+        "tasks": None if tasks is None else sorted(task["task"] for task in tasks),
+        "pid": os.getpid(),
+    }
 
 
 def show(

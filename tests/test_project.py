@@ -5,15 +5,16 @@ import importlib.metadata
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from serving.commands.serve import SERVE_HELP
 from serving.config import ServeConfig
-from taskbone import SERVE_HELP, __version__, cli
+from taskbone import __version__, cli
+from tests.cli.command_page import commands
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("serving", "localization", "model_store")
@@ -31,16 +32,6 @@ def python_files() -> list[Path]:
         ROOT / "taskbone.py",
         *(path for name in FOLDERS for path in ROOT.glob(f"{name}/**/*.py")),
     ]
-
-
-def commands(
-    group: click.Group = cli, names: tuple[str, ...] = ()
-) -> Iterator[tuple[str, click.Command]]:
-    """Every command with its name as typed, groups included."""
-    for name, command in group.commands.items():
-        yield " ".join((*names, name)), command
-        if isinstance(command, click.Group):
-            yield from commands(command, (*names, name))
 
 
 COMMANDS = dict(commands())

@@ -10,8 +10,8 @@ import torch
 
 from examples.demo import QUESTIONS
 from examples.ready_made import BACKBONE, OVERLAYS, add_backbone, checkpoint_folder, prepare
-from localization.commands import evaluate_file
 from localization.config import read_task_file
+from localization.runs import evaluate_file
 from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.encoder import Encoder

@@ -1,7 +1,5 @@
 """The server benchmarks: their requests, their clients against a small server, their reports."""
 
-import asyncio
-import itertools
 import json
 import shutil
 import threading
@@ -18,12 +16,13 @@ import pytest
 from benchmarks import overload, server_infinity, server_load
 from benchmarks.overload import Run
 from benchmarks.server_engine import Loop
-from benchmarks.server_load import Load, Server, as_bytes, measure, median
-from benchmarks.server_open_loop import Client, Outcome, at_rate
+from benchmarks.server_load import Load, measure, median
 from benchmarks.server_ratio import report
-from benchmarks.server_works import Question, Shape, questions, sentences
+from benchmarks.server_works import Shape, sentences
 from model_store.tokenization import Encoding
 from serving.engine import EngineAnswer, Servable
+from serving.load import Outcome, Question, Server
+from serving.questions import questions
 
 TOKEN = "a-token-for-the-tests"
 PAIRS = {"one": False, "two": True}
@@ -122,13 +121,6 @@ def test_a_refused_request_ends_the_measurement(small: SmallServer, client: str)
         measure(Server(small.server_port), [Question("/", '{"inputs": "busy"}')], 2, 1.0)
 
 
-def test_a_request_as_bytes() -> None:
-    sent = as_bytes(Server(80, "t"), Question("/p", '{"inputs": "ü"}')).decode()
-    head, body = sent.split("\r\n\r\n")
-    assert head.startswith("POST /p HTTP/1.1\r\n")
-    assert f"content-length: {len(body.encode())}" in head
-
-
 def test_the_median_is_taken_of_each_figure() -> None:
     found = median([Load(1, 30, 5), Load(3, 10, 6), Load(2, 20, 7)])
     assert found == Load(2, 20, 6)
@@ -225,20 +217,3 @@ def test_what_is_said_of_an_overload() -> None:
 def test_a_closed_loop_that_is_refused_has_no_capacity() -> None:
     with pytest.raises(SystemExit, match="503"):
         overload.capacity_of([_outcome(0, 1, 200), _outcome(0, 1, 503)], 1.0)
-
-
-def test_an_open_loop_sends_what_is_due(small: SmallServer) -> None:
-    async def ask() -> list[Outcome]:
-        client = Client(small.server_port)
-        bodies = ['{"inputs": "a"}', '{"inputs": "busy"}']
-        requests = [as_bytes(Server(small.server_port), Question("/p", body)) for body in bodies]
-        found = await at_rate(client, itertools.cycle(requests), 50.0, 0.4)
-        client.close()
-        await asyncio.sleep(0.01)
-        return found
-
-    found = asyncio.run(ask())
-    assert [one.status for one in found] == [200, 503] * 10
-    assert all(one.latency_s > 0 for one in found)
-    assert {one.body for one in found} == {b"{}", b""}
-    assert len(small.asked) == 20

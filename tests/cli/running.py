@@ -13,7 +13,7 @@ def run(*arguments: str | Path, text: str | None = None) -> Result:
 
 def succeed(*arguments: str | Path, text: str | None = None) -> str:
     result = run(*arguments, text=text)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
 
 

@@ -2,15 +2,14 @@
 
 import json
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from model_store.store import Store
 from serving.client import INPUTS_PER_REQUEST
+from tests.cli.fake_server import FakeServer, fake_server
 from tests.cli.running import fail, run, succeed
 
 
@@ -26,56 +25,13 @@ def predictions(inputs: list[Any]) -> dict[str, Any]:
     return {"task": "mood", "version": 3, "predictions": given, "timings_ms": times}
 
 
-class FakeServer:
-    """Answers on a free port what `answer(path, body)` gives; keeps what was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, Any, str | None]] = []
-        self.answer: Callable[[str, Any], tuple[int, bytes]] = lambda _, body: (
-            200,
-            json.dumps(predictions(body["inputs"])).encode(),
-        )
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def reply(self) -> None:
-                data = self.rfile.read(int(self.headers.get("content-length", 0)))
-                body = json.loads(data) if data else None
-                fake.asked.append((self.path, body, self.headers.get("authorization")))
-                status, answer = fake.answer(self.path, body)
-                self.send_response(status)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            do_GET = do_POST = reply
-
-            def log_message(self, *_: object) -> None:
-                """Keep the tests' output clean."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def fails(self, status: int, kind: str, message: str) -> None:
-        body = {"error": {"type": kind, "message": message, "request_id": "1"}}
-        tasks = {"tasks": [{"task": "mood"}, {"task": "topic"}]}
-        self.answer = lambda path, _: (
-            (200, json.dumps(tasks).encode())
-            if path == "/v1/tasks"
-            else (status, json.dumps(body).encode())
-        )
-
-
 @pytest.fixture
 def server(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    fake = FakeServer()
-    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("TASKBONE_URL", fake.url)
-    yield fake
-    fake.server.shutdown()
-    fake.server.server_close()
-    thread.join()
+    with fake_server(
+        lambda _, body: (200, json.dumps(predictions(body["inputs"])).encode())
+    ) as fake:
+        monkeypatch.setenv("TASKBONE_URL", fake.url)
+        yield fake
 
 
 class TestPredict:

@@ -1,6 +1,5 @@
 """`taskbone serve`, `localize`, `evaluate`: what they pass on, and how they show the result."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from model_store.store import Store
 from serving.config import ServeConfig
+from tests.cli.command_page import as_promised
 from tests.cli.running import fail, run, succeed
 
 
@@ -19,8 +19,13 @@ class TestServe:
             (folder / "any").write_text("file")
             store.add_backbone("ab" * 32, "other", folder)
         configs: list[ServeConfig] = []
-        monkeypatch.setattr("serving.private_ray.run", configs.append)
-        monkeypatch.setattr("serving.cluster.run", configs.append)
+
+        def serve(config: ServeConfig, *, as_json: bool) -> None:
+            assert not as_json
+            configs.append(config)
+
+        for module in ("private_ray", "cluster"):
+            monkeypatch.setattr(f"serving.{module}.run", serve)
         return configs
 
     def test_defaults_are_those_of_the_config(
@@ -72,7 +77,7 @@ class TestLocalization:
     ) -> None:
         calls: list[tuple[Path, dict[str, Any]]] = []
         monkeypatch.setattr(
-            "localization.commands.localize_file",
+            "localization.runs.localize_file",
             lambda file, *, console, **options: calls.append((file, options)),
         )
         succeed("localize", "task.yaml")
@@ -123,7 +128,7 @@ class TestLocalization:
             calls.append({"file": file, **options})
             return 7, ("bad", "good"), found
 
-        monkeypatch.setattr("localization.commands.evaluate_file", evaluate_file)
+        monkeypatch.setattr("localization.runs.evaluate_file", evaluate_file)
         output = succeed(
             "evaluate", "mood", "rows.csv", "--text", "a", "--text", "b", "--label", "c"
         )
@@ -134,6 +139,6 @@ class TestLocalization:
             **{"file": Path("rows.csv"), "task": "mood", "version": None, "device": "auto"},
             **{"text": ("a", "b"), "label": "c"},
         }
-        answer = json.loads(succeed("evaluate", "mood", "rows.csv", "--json"))
+        answer = as_promised("evaluate", succeed("evaluate", "mood", "rows.csv", "--json"))
         assert (answer["version"], answer["rows"], answer["accuracy"]) == (7, 4, 0.75)
         assert answer["f1"]["good"] == pytest.approx(0.8)

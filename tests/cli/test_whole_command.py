@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from localization.errors import LocalizationError
@@ -16,6 +17,7 @@ from serving.errors import ServingError
 from taskbone import __version__
 from tests.cli.running import fail, run, succeed
 from tests.model_store.example_artifacts import example_artifact, example_file
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 HEAVY = "{'torch', 'ray', 'transformers', 'fastapi', 'safetensors', 'tokenizers', 'numpy'}"
@@ -24,8 +26,12 @@ HEAVY = "{'torch', 'ray', 'transformers', 'fastapi', 'safetensors', 'tokenizers'
 class TestWholeCommand:
     @pytest.mark.parametrize(
         "arguments",
-        [["--help"], ["--version"], ["store", "list"], ["store", "show", "mood"]]
-        + [[name, "--help"] for name in ("serve", "localize", "evaluate", "predict", "store")],
+        [
+            *(["--help"], ["--version"], ["completion", "bash"]),
+            *(["store", "list"], ["store", "show", "mood"], ["store", "gc", "--yes"]),
+            *([name, "--help"] for name in ("serve", "localize", "evaluate", "predict", "store")),
+            *([name, "--help"] for name in ("status", "bench", "keys", "node")),
+        ],
         ids=" ".join,
     )
     def test_light_commands_import_nothing_heavy(self, store: Store, arguments: list[str]) -> None:
@@ -76,7 +82,9 @@ class TestWholeCommand:
             )
             connection, _ = server.accept()
             with connection:
-                connection.recv(1)  # the child waits for an answer from here on
+                connection.recv(1)
+                running = psutil.Process(child.pid)
+                wait_until(lambda: running.status() == psutil.STATUS_SLEEPING)  # for the answer
                 child.send_signal(signal.SIGINT)
                 output, errors = child.communicate()
         assert (child.returncode, output, errors.strip()) == (130, "", "Interrupted.")

@@ -1,6 +1,7 @@
 """Many task files one after another, and the view of many at once."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from localization.board import Board, News, Sender
 from localization.errors import ConfigError
 from model_store.manifest import read_header
 from model_store.store import Store
+from tests.cli.command_page import as_promised
 from tests.cli.running import run
 from tests.localization.synthetic import Silent
 
@@ -75,6 +77,20 @@ class TestInTurn:
         order = [line.split()[0] for line in table if line[2:3].isalpha()]
         assert order == ["task", "one", "absent", "broken.yaml", "two"]
         assert [line.split()[-1] for line in table if "two" in line] == ["done"]
+
+    def test_json_says_how_each_ended(self, place: Path) -> None:
+        result = run("localize", write_task(place, "one"), "absent.yaml", "--json")
+        assert result.exit_code == 1
+        good, bad = json.loads(result.stdout)
+        as_promised("localize", json.dumps([good]))
+        assert (good["failure"], good["version"]) == (None, 1)
+        assert Path(good["artifact"]).stat().st_size == good["bytes"]
+        assert Path(good["report"]).is_file()
+        assert bad.keys() == {"file", "task", "failure"}
+        assert "absent.yaml" in result.stderr
+        # Its stages are finished, so that it takes no time.
+        (alone,) = as_promised("localize", run("localize", "one.yaml", "--json").stdout)
+        assert (alone["task"], alone["accuracy"]) == ("one", good["accuracy"])
 
     def test_all_good_is_a_success(self, place: Path) -> None:
         result = run("localize", write_task(place, "one"), write_task(place, "two"), "--no-publish")
@@ -132,14 +148,15 @@ class TestAssignments:
         def fault(*_: object, **__: object) -> None:
             raise TypeError("not\nthis")
 
-        monkeypatch.setattr("localization.commands.localize_file", fault)
+        monkeypatch.setattr("localization.runs.localize_file", fault)
         [assignment], _ = assignments_of(place, write_task(place, "one"))
         outcome = localize_assignment(assignment, Console(file=io.StringIO()))
         assert outcome.failure == "TypeError: not this; run this file alone to see where"
 
 
 def test_the_table_has_a_cell_for_every_head() -> None:
-    figures = Figures(0.4, (0.9, 0.891), (None, None), 43_210, 90)
+    place = Path("runs/a/a.safetensors")
+    figures = Figures(0.4, (0.9, 0.891), (None, None), 43_210, 90, place, 3)
     done = Outcome(Path("a.yaml"), "a", figures)
     failed = Outcome(Path("b.yaml"), "b", failure="because")
     rows = list(table_rows([done, failed]))

@@ -9,8 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from localization import commands
-from localization.commands import evaluate_file, localize_file
+from localization import runs
 from localization.config import TaskConfig, read_task_file
 from localization.data import load_dataset
 from localization.errors import ConfigError
@@ -18,6 +17,7 @@ from localization.job import prepare
 from localization.network import Network, start
 from localization.pipeline import localize
 from localization.results import Localized
+from localization.runs import evaluate_file, localize_file
 from localization.tuning import tune
 from model_store import artifact
 from model_store.backbone import Backbone
@@ -325,5 +325,5 @@ def test_the_command_publishes_and_evaluate_agrees(rows: Path, tmp_path: Path) -
 
 def test_a_store_without_backbone_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="add-backbone"):
-        commands.open_backbone(Store(tmp_path / "empty"), None)
+        runs.open_backbone(Store(tmp_path / "empty"), None)
     assert dataclasses.is_dataclass(Localized)

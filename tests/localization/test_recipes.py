@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from localization.commands import localize_file
 from localization.config import TaskConfig
 from localization.data import load_dataset
 from localization.errors import ConfigError
 from localization.job import prepare
 from localization.pipeline import localize, with_searched_rates
 from localization.results import Localized
+from localization.runs import localize_file
 from model_store import artifact
 from model_store.backbone import Backbone
 from model_store.store import Store

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from math import inf
 from pathlib import Path
 
 from model_store.bucket import Bucket
@@ -21,12 +22,24 @@ CHANGES = {
     name: ALL[name]
     for name in (
         *("publish", "roll back", "delete task", "add backbone"),
-        *("put document", "append audit"),
+        *("put document", "append audit", "collect backbone"),
     )
 }
+
+
+def collect_uploads(store: Store) -> None:
+    """Collect a version, and what somebody has left who was killed earlier."""
+    Bucket(store.location).put(f"tasks/mood/{1:010}-{'0' * 32}.safetensors", b"left")
+    store.collect(lambda registry: registry.without({"mood": [1]}), inf)
+
+
+CHANGES["collect uploads"] = collect_uploads
 MOST = 20
 """Requests that a change may take."""
-REQUESTS = ("names", "folders", "get", "get_all", "put", "create", "upload", "download")
+REQUESTS = (
+    *("names", "folders", "get", "get_all", "put", "create", "upload", "download"),
+    "facts",
+)
 
 
 def change_and_die(change: Callable[[Store], object], store: Store, last: int) -> None:

@@ -12,11 +12,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from model_store.audit import AuditEntry
+from model_store.garbage import Rule, collect
 from model_store.store import Store
-from tests.model_store.example_artifacts import example_artifact
+from tests.model_store.example_artifacts import FINGERPRINT, example_artifact
 
 NEW_FINGERPRINT = "cd" * 32
 AUDITED = (
@@ -50,6 +52,10 @@ CHANGES: dict[str, Callable[[Store], object]] = {
     "clear shadow": lambda store: store.clear_shadow("mood"),
     "delete version": lambda store: store.delete("mood", 1),
     "delete task": lambda store: store.delete("mood"),
+    "collect versions": lambda store: collect(store, Rule(keep=0, before=inf)),
+    "collect backbone": lambda store: store.collect(
+        lambda registry: registry.without({}, [FINGERPRINT]), inf
+    ),
     "add backbone": add_backbone,
     "put document": lambda store: store.put_document("keys.json", b"new keys"),
     "append audit": lambda store: store.append_audit(entry("a new entry" * 20)),

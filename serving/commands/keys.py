@@ -1,15 +1,17 @@
-"""The commands `taskbone keys` and `taskbone node`. What only one needs is imported inside it."""
+"""The commands `taskbone keys`."""
 
 import re
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from model_store.commands import json_option, store_option
+from model_store.errors import ModelStoreError
+from model_store.options import complete_tasks, folder_store, json_option, store_option
 from model_store.store import Store
 from model_store.tables import show_json, show_table
+from serving.errors import ServingError
 from serving.key_book import KeyBook
 from serving.keys import Key
 from serving.local_key import TOKEN_FILE, replace_local_copy
@@ -27,6 +29,19 @@ def _as_time(
     if not found:
         raise click.BadParameter(f"{value!r} is no time; give one like 90d, 12h or 30m")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def complete_keys(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The store's keys whose names begin with what was typed; none where it cannot be read."""
+    store = folder_store(context)
+    try:
+        keys = _book(store).keys() if store else ()
+    except (ModelStoreError, ServingError):
+        return []
+    names = dict.fromkeys(key.name for key in keys)  # a rotated key's older secrets have it, too
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 @click.group("keys")
@@ -52,7 +67,13 @@ def key_commands() -> None:
     type=click.Choice(sorted(SCOPES)),
     help="What it opens: predictions, metrics, or changes of what is served; once for each.",
 )
-@click.option("--task", "tasks", multiple=True, help="A task that it is for.  [default: all]")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    shell_complete=complete_tasks,
+    help="A task that it is for.  [default: all]",
+)
 @click.option(
     "--weight",
     type=float,
@@ -79,7 +100,7 @@ def keys_add(
     \b
     Examples:
         taskbone keys add shop --scope predict --scope metrics
-        taskbone keys add spam-filter --scope predict --task sms_spam --weight 2 --expires 90d
+        taskbone keys add spam --scope predict --task sms_spam --expires 90d
         taskbone keys add deploy --scope admin
     """
     key, secret = _book(store).add(name, scopes, tasks, weight, expires)
@@ -105,7 +126,7 @@ def keys_list(store: Store, as_json: bool) -> None:
 
 
 @key_commands.command("rotate")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_keys)
 @click.option(
     "--keep-old",
     callback=_as_time,
@@ -131,7 +152,7 @@ def keys_rotate(name: str, keep_old: timedelta | None, store: Store, as_json: bo
 
 
 @key_commands.command("revoke")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_keys)
 @store_option
 @json_option
 def keys_revoke(name: str, store: Store, as_json: bool) -> None:
@@ -149,39 +170,6 @@ def keys_revoke(name: str, store: Store, as_json: bool) -> None:
         show_json({"revoked": name})
     else:
         click.echo(f"Revoked {name}.")
-
-
-@click.command("node")
-@click.option("--head", is_flag=True, help="Be the first node of a new cluster.")
-@click.option("--join", metavar="HEAD:PORT", help="Where the cluster's head is.")
-@click.option("--host", required=True, help="This machine's address; other nodes must reach it.")
-@click.option("--port", default=8000, show_default=True, help="Port of its front door.")
-@click.option("--ray-port", default=6379, show_default=True, help="With --head: Ray's own port.")
-@click.option(
-    "--ray-token-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File with the secret that all nodes share.  [default: RAY_AUTH_TOKEN]",
-)
-def node_command(
-    head: bool, join: str | None, host: str, port: int, ray_port: int, ray_token_file: Path | None
-) -> None:
-    """Be one machine of a server over several machines, until Ctrl-C.
-
-    All nodes share a secret: RAY_AUTH_TOKEN, or a file. `taskbone serve --ray-address` puts the
-    server onto the cluster; each node then answers for all tasks at its own address.
-
-    \b
-    Examples:
-        taskbone node --head --host 10.0.0.1 --ray-token-file secret
-        taskbone node --join 10.0.0.1:6379 --host 10.0.0.2 --ray-token-file secret
-        taskbone serve --ray-address 10.0.0.1:6379 --replicas-per-node 1
-    """
-    if head == (join is not None):
-        raise click.UsageError("give either --head, for the first node, or --join HEAD:PORT")
-    from serving import node
-    from serving.ray_token import ray_token
-
-    node.run(host, port, ray_token(ray_token_file), ray_port, join)
 
 
 def _book(store: Store) -> KeyBook:
