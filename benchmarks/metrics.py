@@ -28,14 +28,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.server_load import Load, Server, measure, median
+from benchmarks.server_load import Load, measure, median
 from benchmarks.server_running import TOKEN, free_port, running
-from benchmarks.server_works import questions, sentences
+from benchmarks.server_works import sentences
 from examples.ready_made import prepare
 from model_store.manifest import read_header
 from model_store.store import Store
+from serving.load import Server
 from serving.metrics import Metrics
 from serving.processes import memory_bytes
+from serving.questions import questions
 from serving.stats import StatsReader
 from serving.tasks import describe
 from serving.types import TaskInfo, Timings
