@@ -2,40 +2,46 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks import metrics_server
 from benchmarks.metrics import Batches, compared, shares, telling_ms
-from benchmarks.metrics_server import COUNTING, open_silent
+from benchmarks.metrics_server import COUNTING, OFF, ON, switch
 from benchmarks.server_load import Load
-from serving.config import ServeConfig
 from serving.metrics import Metrics
 from serving.types import Timings
 from tests.serving.test_metrics import info
 
 BESIDE_REQUESTS = {
     *("serve", "backbone", "build", "registrations", "operation"),
-    *("close", "render", "total", "collect"),
+    *("start", "close", "render", "total", "collect"),
 }
 """What the metrics do when nobody asks for predictions."""
 
 
-def test_a_silent_server_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Metrics] = []
-    monkeypatch.setattr(metrics_server, "open_service", lambda *given: opened.append(given[1]))
-    metrics = Metrics(tmp_path)
-    nothing: Any = None
-    open_silent(ServeConfig(store=tmp_path), metrics, nothing, "replica", None)
-    before = metrics.render()[0]
+def count(metrics: Metrics) -> None:
     metrics.request("none", None, 200, 0.1)
     metrics.timings("sentiment", 1, Timings(1, 1, 1, 3))
     metrics.batch({"sentiment": 1}, 1, 10, 0.1)
     metrics.rejected("overloaded")
-    metrics.start(lambda: None)
-    assert opened == [metrics]
-    assert metrics.render()[0] == before
+    metrics.plan_built(0.1)
+
+
+def test_what_is_switched_off_counts_and_writes_nothing_until_it_is_on(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    metrics.total()
+    before, (file,) = metrics._copy(), tmp_path.glob("*-*.json")
+    written = file.read_bytes()
+    switch(metrics, OFF)
+    switch(metrics, OFF)
+    count(metrics)
+    metrics._reporter._write()
+    assert metrics._copy() == before
+    assert file.read_bytes() == written
+    switch(metrics, ON)
+    count(metrics)
+    assert metrics._copy()["taskbone_rejected_total"]["overloaded",] == [1]
+    assert metrics.total() == metrics._copy()
     public = {name for name in vars(Metrics) if not name.startswith("_")}
     assert public == BESIDE_REQUESTS | set(COUNTING)
 

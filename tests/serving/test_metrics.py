@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from serving.types import CanaryInfo, TaskInfo, Timings
 from tests.serving.conftest import Served
 
 
+@lru_cache(maxsize=1)
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every sample of a rendering, by name and labels."""
     return {
