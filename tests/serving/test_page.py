@@ -237,7 +237,7 @@ def test_the_figures_are_those_that_the_server_tells(tabs: Tabs, place: Place) -
         wait_until(lambda: answered() >= 20)
         expect(page.get_by_label(re.compile(r"^Latency, now: p50 [\d.]+\sms"))).to_be_visible()
         tiles = page.locator("#tiles .tile")
-        expect(tiles.filter(has_text="memory")).to_contain_text("MB")
+        expect(tiles.filter(has_text="memory")).to_contain_text(re.compile("[MG]B"))
         expect(tiles.filter(has_text="replicas")).to_contain_text("1 of 1")
         expect(page.locator("#backbone")).to_have_text("tiny, one frozen encoder for 4 tasks")
 
