@@ -18,6 +18,7 @@ from tests.overlays import random_artifact
 from tests.running import ADMIN_TOKEN, TOKEN
 from tests.serving.chromium import NEEDED, Tab, chromium, tab
 from tests.serving.fake_stats import BOUNDS, FakeStats
+from tests.waiting import wait_until
 
 pytestmark = NEEDED
 
@@ -219,6 +220,26 @@ def test_the_table_shows_tasks_and_what_is_counted_of_them(tabs: Tabs, stats: Fa
         assert page.locator("#detail .plot path.line").first.get_attribute("d")
         page.get_by_role("button", name="Show all tasks").click()
         expect(page.locator("#detail-title")).to_have_text("All tasks")
+
+
+def test_the_figures_are_those_that_the_server_tells(tabs: Tabs, place: Place) -> None:
+    with tabs() as opened:
+        page = open_page(opened)
+        page.get_by_role("button", name="mood", exact=True).first.click()
+        for _ in range(20):
+            assert place.server.predict("mood", "a").status_code == 200
+
+        def answered() -> int:
+            look(page)
+            found = re.search(r"(\d+) without error", opened.text("#detail-facts"))
+            return int(found[1]) if found else 0
+
+        wait_until(lambda: answered() >= 20)
+        expect(page.get_by_label(re.compile(r"^Latency, now: p50 [\d.]+\sms"))).to_be_visible()
+        tiles = page.locator("#tiles .tile")
+        expect(tiles.filter(has_text="memory")).to_contain_text(re.compile("[MG]B"))
+        expect(tiles.filter(has_text="replicas")).to_contain_text("1 of 1")
+        expect(page.locator("#backbone")).to_have_text("tiny, one frozen encoder for 4 tasks")
 
 
 def test_a_replica_that_begins_anew_takes_nothing_away(tabs: Tabs, stats: FakeStats) -> None:
