@@ -16,7 +16,7 @@ import click
 from model_store.audit import AuditEntry
 from model_store.errors import ModelStoreError, StoreError
 from model_store.manifest import Manifest, read_header
-from model_store.store import Store, VersionInfo, open_store
+from model_store.store import STORE_VARIABLE, Store, VersionInfo, open_store
 from model_store.tables import shortened, show_json, show_table, size, working
 
 Changed = TypeVar("Changed")
@@ -30,7 +30,7 @@ store_option = click.option(
     "--store",
     callback=_as_store,
     metavar="FOLDER|URL",
-    envvar="TASKBONE_STORE",
+    envvar=STORE_VARIABLE,
     default="~/.taskbone",
     show_default=True,
     show_envvar=True,
