@@ -1,8 +1,9 @@
 """Schemas of the objects that Kubernetes itself does not know, as far as they are used here.
 
 `RAY_SERVICE`: the fields of `ray.io/v1` that KubeRay 1.7.0's API reference lists, without those of
-other ways of running: suspension, history server, the operator's own TLS and network policies, fault
-tolerance of the head. No package brings the CRD itself. Pod templates are checked against Kubernetes' own schema.
+other ways of running: suspension, history server, the operator's own TLS and network policies,
+fault tolerance of the head. No package brings the CRD itself. Pod templates are checked against
+Kubernetes' own schema.
 """
 
 from typing import Any
