@@ -17,6 +17,7 @@ from model_store.store import CACHE_VARIABLE, STORE_VARIABLE
 from serving import deployment, node
 from serving.config import ServeConfig
 from serving.local_key import ADMIN_TOKEN_VARIABLE, TOKEN_VARIABLE
+from serving.replica import NAME
 from serving.spread import LABEL, NONE
 from taskbone import __version__
 from tests.deploy.image import ROOT, environment, last_stage
@@ -302,7 +303,7 @@ def test_ray_serve_takes_the_configuration(config: dict[str, Any]) -> None:
     assert config.keys() <= ServeDeploySchema.model_fields.keys()
     (application,) = known.applications
     assert application.import_path == "serving.deployment:application"
-    assert application.name == deployment.NAME
+    assert application.name == NAME
     ServeConfig.of(store="s3://taskbone/store", **application.args)
 
 

@@ -155,7 +155,7 @@ def test_a_node_that_cannot_be_says_why(options: list[str], said: str) -> None:
 
 def test_there_are_so_many_replicas_for_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "_LOOK_S", 0.0)
-    leads = {"Labels": {spread.LABEL: spread.NONE}}
+    leads: dict[str, object] = {"Labels": {spread.LABEL: spread.NONE}}
     alive: list[dict[str, object]] = [leads, {"Labels": {}}, {"Labels": {}}]
     monkeypatch.setattr(spread, "living_nodes", lambda: alive)
     policy = spread.SameOnEveryNode(replicas=3)
