@@ -4,7 +4,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from model_store.errors import ModelStoreError
-from model_store.store import Store, open_store
+from model_store.store import STORE_VARIABLE, Store, open_store
 
 
 def _as_store(context: click.Context, parameter: click.Parameter, value: str) -> Store:
@@ -15,7 +15,7 @@ store_option = click.option(
     "--store",
     callback=_as_store,
     metavar="FOLDER|URL",
-    envvar="TASKBONE_STORE",
+    envvar=STORE_VARIABLE,
     default="~/.taskbone",
     show_default=True,
     show_envvar=True,

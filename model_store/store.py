@@ -24,6 +24,7 @@ from model_store.storage import Files, Leftover, Storage, Token
 
 __all__ = ["BackboneInfo", "Store", "Token", "VersionInfo", "folder_of", "open_store"]
 
+STORE_VARIABLE = "TASKBONE_STORE"
 CACHE_VARIABLE = "TASKBONE_CACHE"
 DEFAULT_CACHE = "~/.cache/taskbone"
 _DOCUMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -22,6 +22,9 @@ COMMON = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # On a busy machine the front door takes longer than Ray's 5 s to start.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # A node that is told to stop is drained first. With more than a replica's own time to finish,
+    # Ray Serve would wait for a substitute before it stops one, and on no other node is room.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "20",
     # Ray would let every other process of the machine go first.
     "RAY_worker_niceness": "0",
 }

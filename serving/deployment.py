@@ -11,14 +11,14 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_store.store import open_store
+from model_store.store import CACHE_VARIABLE, STORE_VARIABLE, open_store
 from serving.cluster_environment import check_process
 from serving.config import ServeConfig
 from serving.errors import ConfigError, ServingError
 from serving.keys import Key
 from serving.local_key import environment_keys, prepare
 from serving.replica import NAME, OpenService, Replica, open_service
-from serving.spread import same_on_every_node
+from serving.spread import LABEL, NONE, same_on_every_node
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -41,12 +41,17 @@ DOWNSCALE_S = 300.0
 
 
 def application(settings: dict[str, Any]) -> "Application":
-    """The application from the settings of `ServeConfig`, by their names.
+    """The application from the settings of `ServeConfig`, by their names. Where `store` or `cache`
+    are not given, the environment of the Ray's nodes says them, as it does for the commands.
 
     For a Ray whose nodes were started with the variables of `taskbone ray-environment`.
     """
     check_process()
-    config = ServeConfig.of(**{"ray_address": "auto", **settings})
+    variables = {"store": STORE_VARIABLE, "cache": CACHE_VARIABLE}
+    found = {
+        name: value for name, variable in variables.items() if (value := os.environ.get(variable))
+    }
+    config = ServeConfig.of(**{"ray_address": "auto", **found, **settings})
     prepare(config, open_store(config.store))
     return bind(config, common_folder(), environment_keys())
 
@@ -74,6 +79,7 @@ def bind(
         ray_actor_options={
             # Replicas share the cores: the engine says how many threads it takes.
             "num_cpus": 0,
+            "label_selector": {LABEL: f"!{NONE}"},
             "runtime_env": {"env_vars": _VARIABLES},
         },
         max_constructor_retry_count=1,

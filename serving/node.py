@@ -31,6 +31,10 @@ RAY_PORT = 6379
 _RAY_LOG = "ray.log"
 _STARTED = "Ray runtime started."
 _START_S = 120
+_REPLICA = "ray::ServeReplica"
+"""How Ray names a replica's process."""
+REPLICA_END_S = deployment.GRACE_S + 5
+"""How long a node that stops waits for its replicas: their own time, and some to hear of it."""
 _REPLICAS = 100
 """For so many replicas of one node there are ports."""
 _SETTINGS = {
@@ -64,12 +68,13 @@ def run(host: str, port: int, token: str, ray_port: int, join: str | None) -> No
     else:
         processes.check_address(host, ray_port)
     processes.adopt_orphans()
+    ray = None
     with processes.Signals() as signals, processes.private_folder() as folder:
         try:
             with startup.progress(console) as step:
                 step("starting Ray")
                 os.environ.update(_environment(folder, address, port, token))
-                _start_ray(folder, address, port, ray_port, join)
+                ray = _start_ray(folder, address, port, ray_port, join)
                 if not join:
                     step("starting the front door")
                     _start_front_doors(head, port)
@@ -80,6 +85,8 @@ def run(host: str, port: int, token: str, ray_port: int, join: str | None) -> No
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
         finally:
             with suppress(KeyboardInterrupt), signals.interruptible():
+                if ray is not None:
+                    _end_replicas(ray)
                 haproxy.drain(folder, deployment.GRACE_S)
             processes.end_descendants(grace_s=2)
 
@@ -115,6 +122,15 @@ def _start_front_doors(head: str, port: int) -> None:
     ray.shutdown()
 
 
+def _end_replicas(ray: "subprocess.Popen[bytes]") -> None:
+    """Have Ray drain this node, and wait until its replicas have answered what any node's front
+    door has given them and are gone; this node's own front door answers meanwhile."""
+    ray.terminate()
+    deadline = time.monotonic() + REPLICA_END_S
+    while processes.has_child(_REPLICA) and ray.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def _watch(*needed: str) -> None:
     """Return never. Raises `ServingError` when one of these processes is gone."""
     while all(processes.has_child(name) for name in needed):
@@ -122,7 +138,9 @@ def _watch(*needed: str) -> None:
     raise ServingError("Ray's processes have ended; start the node again")
 
 
-def _start_ray(folder: Path, address: str, port: int, ray_port: int, join: str | None) -> None:
+def _start_ray(
+    folder: Path, address: str, port: int, ray_port: int, join: str | None
+) -> "subprocess.Popen[bytes]":
     """Start Ray below this process. Returns once it runs; raises `ServingError` if it ends."""
     place = (
         [f"--address={join}"]
@@ -149,12 +167,15 @@ def _start_ray(folder: Path, address: str, port: int, ray_port: int, join: str |
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # Ctrl-C in a terminal is for this process alone, which stops Ray in its turn.
+            process_group=0,
         )
     deadline = time.monotonic() + _START_S
     while _STARTED not in (said := log.read_text(encoding="utf-8", errors="replace")):
         if ray.poll() is not None or time.monotonic() > deadline:
             raise ServingError(f"Ray does not start: {_reason(said)}")
         time.sleep(0.1)
+    return ray
 
 
 def _reason(said: str) -> str:

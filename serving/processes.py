@@ -91,10 +91,10 @@ def with_parent(kind: str) -> list[str]:
 
 
 def has_child(name: str) -> bool:
-    """Whether a program of this name runs below this process."""
+    """Whether a program whose name begins so runs below this process."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if child.name() == name and child.status() != psutil.STATUS_ZOMBIE:
+            if child.name().startswith(name) and child.status() != psutil.STATUS_ZOMBIE:
                 return True
     return False
 

@@ -1,7 +1,7 @@
 """How many replicas a cluster has whose every node shall have the same number: Ray Serve asks.
 
 Knows Ray. A node that joins gets its replicas, and with them its front door; one that is gone is
-not made up for by others.
+not made up for by others. A node may be told to have none: a head that does nothing but lead.
 """
 
 import time
@@ -9,6 +9,9 @@ from typing import Any
 
 PORT_LABEL = "taskbone-port"
 """Of nodes that `taskbone node` has started: the port of their HAProxy."""
+LABEL = "taskbone-replicas"
+"""A node's Ray label; with the value `NONE` it gets no replica."""
+NONE = "none"
 _LOOK_S = 0.5
 _GONE_S = 1.0
 """How long a node must be gone before its replicas count as gone."""
@@ -27,7 +30,7 @@ class SameOnEveryNode:
         """How many replicas there shall be now."""
         now = time.monotonic()
         if now - self._looked_at > _LOOK_S:
-            self._nodes, self._looked_at = max(1, len(living_nodes())), now
+            self._nodes, self._looked_at = max(1, len(_takers())), now
         return self._replicas * self._nodes, context.policy_state
 
 
@@ -36,7 +39,7 @@ def same_on_every_node(replicas: int) -> dict[str, Any]:
     return {
         "max_replicas_per_node": replicas,
         "autoscaling_config": {
-            "initial_replicas": replicas * max(1, len(living_nodes())),
+            "initial_replicas": replicas * max(1, len(_takers())),
             "min_replicas": 1,
             "max_replicas": replicas * _MOST_NODES,
             "policy": {
@@ -64,3 +67,8 @@ def living_nodes() -> list[dict[str, Any]]:
     if not ray.is_initialized():
         return []
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _takers() -> list[dict[str, Any]]:
+    """The nodes that take replicas."""
+    return [node for node in living_nodes() if node["Labels"].get(LABEL) != NONE]

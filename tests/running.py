@@ -127,11 +127,12 @@ def running(
     environment: Mapping[str, str] | None = None,
     ready: str = "Taskbone answers at",
     host: str = "127.0.0.1",
+    program: Sequence[str] = (sys.executable,),
 ) -> Iterator[Server]:
     """Start a server that is told its port by the command; wait until it prints `ready`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *command],
+            [*program, *command],
             env={**os.environ, **KEYS, **(environment or {})},
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,

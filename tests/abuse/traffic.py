@@ -20,6 +20,11 @@ from tests.running import TOKEN
 
 CUT = 0
 """Instead of a status: the connection ended before the answer did."""
+NO_DOOR = -1
+"""Instead of a status: no server takes connections."""
+
+Door = tuple[str, int]
+"""Host and port of a front door."""
 
 Allowed = frozenset[int | None]
 """Versions that may answer; None: the task may be unknown."""
@@ -101,9 +106,13 @@ def _is_right(one: Answer, timeline: Timeline, made_of: Mapping[tuple[str, int],
 
 class _Client:
     def __init__(
-        self, port: int, number: int, variants: Mapping[str, Sequence[Variant]], seen: Traffic
+        self,
+        doors: Sequence[Door],
+        number: int,
+        variants: Mapping[str, Sequence[Variant]],
+        seen: Traffic,
     ) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        self._doors = [http.client.HTTPConnection(*door, timeout=120) for door in doors]
         self._variants = variants
         self._seen = seen
         self._number = number
@@ -115,19 +124,23 @@ class _Client:
             if self._seen.ending.is_set():
                 break
             self._seen.answers.append(self._ask(task, text, f"client-{self._number}.{count}"))
-        self._connection.close()
+        for connection in self._doors:
+            connection.close()
 
     def _ask(self, task: str, text: str, request_id: str) -> Answer:
         headers = {"authorization": f"Bearer {TOKEN}", "x-request-id": request_id}
         began = time.monotonic()
+        if not self._connect():
+            return Answer(began, time.monotonic(), task, NO_DOOR, None, None)
+        connection = self._doors[0]
         try:
-            self._connection.request(
+            connection.request(
                 "POST", f"/v1/tasks/{task}/predict", json.dumps({"inputs": text}), headers
             )
-            answer = self._connection.getresponse()
+            answer = connection.getresponse()
             body = answer.read()
         except (OSError, http.client.HTTPException):
-            self._connection.close()
+            connection.close()
             return Answer(began, time.monotonic(), task, CUT, None, None)
         ended = time.monotonic()
         if answer.status != 200:
@@ -136,15 +149,34 @@ class _Client:
         variant = which(self._variants[task], text, found["predictions"][0]["scores"])
         return Answer(began, ended, task, 200, found["version"], variant)
 
+    def _connect(self) -> bool:
+        """Be connected to the first door that is open; what is closed now comes last."""
+        for _ in self._doors:
+            if self._doors[0].sock is not None:
+                return True
+            try:
+                self._doors[0].connect()
+            except OSError:
+                self._doors.append(self._doors.pop(0))
+        return self._doors[0].sock is not None
+
 
 @contextmanager
 def traffic(
-    port: int, clients: int, variants: Mapping[str, Sequence[Variant]]
+    port: int,
+    clients: int,
+    variants: Mapping[str, Sequence[Variant]],
+    host: str = "127.0.0.1",
+    others: Sequence[Door] = (),
 ) -> Iterator[Traffic]:
-    """Have so many clients ask for all these tasks while the block runs."""
+    """Have so many clients ask for all these tasks while the block runs.
+
+    `others`: where a client goes when this door takes no connection, as a load balancer would.
+    """
     seen = Traffic()
+    doors = [(host, port), *others]
     threads = [
-        threading.Thread(target=_Client(port, number, variants, seen).run)
+        threading.Thread(target=_Client(doors, number, variants, seen).run)
         for number in range(clients)
     ]
     for thread in threads:
