@@ -19,12 +19,14 @@ from serving import (
     cluster_environment,
     deployment,
     haproxy,
+    log_lines,
     processes,
     ray_token,
     startup,
 )
 from serving.config import MIB
 from serving.errors import ConfigError, ServingError
+from serving.replica import LOG
 from serving.spread import PORT_LABEL
 
 RAY_PORT = 6379
@@ -64,7 +66,11 @@ def run(host: str, port: int, token: str, ray_port: int, join: str | None) -> No
     else:
         processes.check_address(host, ray_port)
     processes.adopt_orphans()
-    with processes.Signals() as signals, processes.private_folder() as folder:
+    with (
+        processes.Signals() as signals,
+        processes.private_folder() as folder,
+        log_lines.LineServer(folder / LOG),
+    ):
         try:
             with startup.progress(console) as step:
                 step("starting Ray")
@@ -89,6 +95,7 @@ def _environment(folder: Path, address: str, port: int, token: str) -> dict[str,
     return {
         **cluster_environment.needed(),
         **haproxy.environment(folder, (address, port)),
+        log_lines.VARIABLE: str(folder / LOG),
         **ray_token.variables(token),
         **_SETTINGS,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),

@@ -185,6 +185,9 @@ def test_nodes_come_and_die_and_the_others_go_on(tmp_path: Path) -> None:
                 task["task"] for task in node.ask("GET", "/v1/tasks").json()["tasks"]
             }
             assert node.predict("pairs", [["a", "b"]]).status_code == 200
+        # What each replica logs comes out of its own node.
+        for node in made.nodes:
+            wait_until(lambda node=node: "taskbone.access" in node.output)  # type: ignore[misc]
         # They are on one board.
         for node in made.nodes:
             wait_until(lambda node=node: len(members(node)) == len(made.nodes))  # type: ignore[misc]
