@@ -154,18 +154,35 @@ class LineServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Returns when all who send have ended and their last lines are written."""
+        """Returns when all who send have ended and their last lines are written, or, where nobody
+        reads what is written, soon."""
         self._server.shutdown()
         # Those who came while that was noticed.
         self._server.timeout = 0
         for _ in range(self._server.request_queue_size):
             self._server.handle_request()
         self._server.server_close()
+        deadline = time.monotonic() + _FLUSH_S
+        for thread in self._server.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     request_queue_size = 64
     write: Write
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.threads: list[threading.Thread] = []
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Read from whoever has come in a thread that keeps no process from ending."""
+        self.threads = [thread for thread in self.threads if thread.is_alive()]
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
+        self.threads.append(thread)
+        thread.start()
 
 
 class _Connection(socketserver.BaseRequestHandler):

@@ -7,6 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from serving import log_lines
 from serving.log_lines import LineServer, LineWriter
 from tests.waiting import wait_until
@@ -125,6 +127,18 @@ def test_the_last_line_of_who_dies_is_kept(tmp_path: Path) -> None:
         one.sendall(b"whole\nhalf of a li")
         one.close()
     assert b"".join(got) == b"whole\nhalf of a li\n"
+
+
+def test_who_does_not_read_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_lines, "_FLUSH_S", 0.05)
+    slow = Slow()
+    with LineServer(tmp_path / "log", slow.write), socket.socket(socket.AF_UNIX) as one:
+        one.connect(str(tmp_path / "log"))
+        one.sendall(b"a line\n")
+        slow.reading.wait()
+    assert slow.got == b""
+    slow.may_read.set()
+    wait_until(lambda: slow.got == b"a line\n")
 
 
 def test_where_nobody_takes_lines_they_go_to_the_standard_error(tmp_path: Path) -> None:
