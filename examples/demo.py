@@ -45,6 +45,7 @@ def main() -> int:
     with console.status("Preparing the store: one backbone, and the ready-made tasks ..."):
         names = prepare(Store(folder))
     command = ["serve", "--store", str(folder), "--port", str(port), "--backbone", BACKBONE]
+    command.append("--no-access-log")  # whose lines would stand between those of the table
     # In a session of its own, so that a signal reaches it through us, once, from wherever it comes.
     server = subprocess.Popen(
         [sys.executable, "-m", "taskbone", *command], cwd=ROOT, start_new_session=True

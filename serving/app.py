@@ -17,6 +17,7 @@ from serving.keys import KeyRing
 from serving.metrics import UNKNOWN_TASK, Metrics
 from serving.protocols.exchange import request_id_of
 from serving.statuses import REJECTIONS
+from serving.telemetry import Telemetry
 
 CLIENT_GONE = 499
 """Status counted, never sent, for a client that hung up."""
@@ -27,22 +28,38 @@ _NOT_COUNTED = "/v1/stats"
 _log = logging.getLogger(__name__)
 
 
-def build_app(service: Service, metrics: Metrics, config: ServeConfig, keys: KeyRing) -> ASGIApp:
-    """The whole application. `keys`: whose callers are let in, and to what."""
+def build_app(
+    service: Service,
+    metrics: Metrics,
+    config: ServeConfig,
+    keys: KeyRing,
+    telemetry: Telemetry | None = None,
+) -> ASGIApp:
+    """The whole application. `keys`: whose callers are let in, and to what; `telemetry`: who else
+    hears of requests."""
     api = build_api(service, metrics, config)
-    return Gate(api, api.router, metrics, Guard(keys, auth=config.auth))
+    guard = Guard(keys, auth=config.auth)
+    return Gate(api, api.router, metrics, guard, telemetry or Telemetry())
 
 
 class Gate:
     """The wrapper around all routes."""
 
-    def __init__(self, api: ASGIApp, routes: ASGIApp, metrics: Metrics, guard: Guard) -> None:
+    def __init__(
+        self,
+        api: ASGIApp,
+        routes: ASGIApp,
+        metrics: Metrics,
+        guard: Guard,
+        telemetry: Telemetry,
+    ) -> None:
         self._api = api
         # The router is called directly: the application's own layers around it would only catch
         # what is caught here.
         self._routes = routes
         self._metrics = metrics
         self._guard = guard
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,11 +72,14 @@ class Gate:
         scope[EXCHANGE] = exchange
         scope["app"] = self._api
         extra = [(b"x-request-id", exchange.request_id.encode())]
+        self._telemetry.begin(exchange, scope["headers"], scope["path"])
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
+            else:
+                exchange.size += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -72,12 +92,15 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - nothing but an answer may leave this wrapper
             await self._answer_error(error, exchange, scope, receive, answer)
         finally:
+            exchange.status = exchange.status or CLIENT_GONE
             self._count(scope["path"], exchange)
+            self._telemetry.end_http(exchange, scope)
 
     async def _answer_error(
         self, error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
         status = status_of(error)
+        exchange.fault = status.type
         if status.code in REJECTIONS:
             exchange.rejection = status.type
         if status.hidden:

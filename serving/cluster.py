@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from model_store.store import open_store
-from serving import cluster_environment, deployment, processes, ray_token, startup
+from serving import cluster_environment, deployment, logs, processes, ray_token, startup
 from serving.config import ServeConfig
 from serving.errors import ConfigError, ServingError
 from serving.local_key import environment_keys, prepare
@@ -35,7 +35,11 @@ def run(
     `ConfigError` before anything is deployed where the nodes cannot serve, `ServingError`
     where the replicas do not come up or the Ray ends.
     """
-    console = Console(highlight=False, stderr=as_json)
+    with logs.of_main_process(config, as_json) as console:
+        _run(config, open_service, console, as_json)
+
+
+def _run(config: ServeConfig, open_service: OpenService, console: Console, as_json: bool) -> None:
     # What is decided where the application is put together is decided as on the nodes.
     os.environ.update(cluster_environment.needed())
     if token := os.environ.get(ray_token.VARIABLE):

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from model_store.manifest import Frozen, describe
 from model_store.store import DEFAULT_CACHE, folder_of
@@ -67,6 +68,11 @@ class ServeConfig(Frozen):
     """Whether every route but health needs a key; without, only changes do."""
     signature_key: Path | None = None
     """Public key with which every registered artifact must be signed; None: none need be."""
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = True
+    """Whether each answered request is a line of the log."""
+    otlp_endpoint: str | None = None
+    """Where spans are sent, as OTLP over HTTP, by its URL without `/v1/traces`; None: nowhere."""
 
     @property
     def folder(self) -> Path | None:
@@ -90,6 +96,15 @@ class ServeConfig(Frozen):
         if self.grpc_port == self.port:
             raise ValueError(f"grpc_port: {self.port} is the port of HTTP already")
         return self
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_http(cls, given: str | None) -> str | None:
+        if given is not None:
+            url = urlsplit(given)
+            if url.scheme not in ("http", "https") or not url.hostname or url.query:
+                raise ValueError("expected a URL such as http://collector:4318")
+        return given
 
     @property
     def threads(self) -> int:

@@ -91,7 +91,7 @@ def bind(
         logging_config=QUIET,
     )(serve.ingress()(Replica))
     # The environment's keys go along, as hashes: other machines have another environment.
-    return deployment.bind(config, folder, open_service, keys)
+    return deployment.bind(config, folder, open_service, keys, _tracing_variables(config))
 
 
 def start(application: "Application") -> None:
@@ -104,6 +104,17 @@ def start(application: "Application") -> None:
     except RuntimeError as error:
         reason = _reason(serve.status(), error)
         raise ServingError(f"the replicas did not start: {reason}") from error
+
+
+def _tracing_variables(config: ServeConfig) -> dict[str, str]:
+    """The standard variables of OpenTelemetry, which an operator sets where the server is started.
+
+    They are not among those above: Ray shows these to whoever looks at its state, and headers for a
+    collector hold its password.
+    """
+    if config.otlp_endpoint is None:
+        return {}
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:

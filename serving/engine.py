@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from serving.admission import Admission, Limits, Refused
 from serving.batching import Part, Request
 from serving.errors import EngineError, OverloadedError
 from serving.plans import PlanCache
+from serving.types import Batch
 
 STUCK_S = 60.0
 """A thread that is silent for longer will stay so: the largest batch takes seconds."""
@@ -65,6 +66,8 @@ class EngineAnswer:
     """From submission to the start of the last forward that it needed, less earlier forwards."""
     forward_s: float
     """Of all forwards that it took part in."""
+    batches: tuple[Batch, ...] = ()
+    """These forwards."""
 
 
 @dataclass(eq=False, slots=True)
@@ -78,6 +81,7 @@ class _Question:
     missing: int
     rows: list[NDArray[Any] | None]
     queue_s: float = 0.0
+    batches: tuple[Batch, ...] = ()
 
 
 _Part = Part[_Question]
@@ -227,7 +231,8 @@ class Engine(Generic[P]):
         try:
             while (sequences := self._take()) is not None:
                 self._answer(sequences)
-                self._in_flight = []
+                # What was answered is not kept until something else comes.
+                self._in_flight = sequences = []
         except BaseException:
             logger.exception("the engine thread dies")
             self._die()
@@ -278,7 +283,9 @@ class Engine(Generic[P]):
                 _resolve(part.work.answer, failure)
             return
         forward_s = self._clock() - started
+        batch = _batch(sequences, parts, started, forward_s)
         for part in parts:
+            part.work.batches += (batch,)
             part.work.queue_s = started - part.request.submitted - part.forward_s
             part.forward_s += forward_s
         for (part, index), row in zip(sequences, rows, strict=True):
@@ -324,6 +331,19 @@ def _part(
     return Part(request, servable.task, lengths, question)
 
 
+def _batch(
+    sequences: Sequence[_Sequence], parts: Collection[_Part], started: float, forward_s: float
+) -> Batch:
+    return Batch(
+        started=started,
+        forward_s=forward_s,
+        requests=len({part.request for part in parts}),
+        sequences=len(sequences),
+        tokens=sum(part.lengths[index] for part, index in sequences),
+        tasks=len({part.task for part in parts}),
+    )
+
+
 def _result(part: _Part) -> EngineAnswer | EngineError:
     question = part.work
     probabilities = np.stack([row for row in question.rows if row is not None])
@@ -332,7 +352,7 @@ def _result(part: _Part) -> EngineAnswer | EngineError:
             f"task {question.servable.task!r} gives no finite answer to these inputs: "
             "its overlay's numbers are too large"
         )
-    return EngineAnswer(probabilities, question.queue_s, part.forward_s)
+    return EngineAnswer(probabilities, question.queue_s, part.forward_s, question.batches)
 
 
 def _refuse(refused: Sequence[Refused[_Question]]) -> None:

@@ -19,12 +19,14 @@ from serving import (
     cluster_environment,
     deployment,
     haproxy,
+    log_lines,
     processes,
     ray_token,
     startup,
 )
 from serving.config import MIB
 from serving.errors import ConfigError, ServingError
+from serving.replica import LOG
 from serving.spread import PORT_LABEL
 
 RAY_PORT = 6379
@@ -69,7 +71,11 @@ def run(host: str, port: int, token: str, ray_port: int, join: str | None) -> No
         processes.check_address(host, ray_port)
     processes.adopt_orphans()
     ray = None
-    with processes.Signals() as signals, processes.private_folder() as folder:
+    with (
+        processes.Signals() as signals,
+        processes.private_folder() as folder,
+        log_lines.LineServer(folder / LOG),
+    ):
         try:
             with startup.progress(console) as step:
                 step("starting Ray")
@@ -96,6 +102,7 @@ def _environment(folder: Path, address: str, port: int, token: str) -> dict[str,
     return {
         **cluster_environment.needed(),
         **haproxy.environment(folder, (address, port)),
+        log_lines.VARIABLE: str(folder / LOG),
         **ray_token.variables(token),
         **_SETTINGS,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block),

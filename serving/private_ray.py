@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from model_store.store import open_store
-from serving import deployment, haproxy, processes, startup
+from serving import deployment, haproxy, log_lines, logs, processes, startup
 from serving.cluster_environment import COMMON
 from serving.config import MIB, ServeConfig
 from serving.errors import ServingError
@@ -39,25 +39,32 @@ def run(
     `ConfigError` before anything is started where the keys or the address cannot be used,
     `ServingError` where the server does not come up or its processes end. A signal ends it well.
     """
-    console = Console(highlight=False, stderr=as_json)
+    with logs.of_main_process(config, as_json) as console:
+        _run(config, open_service, console, as_json)
+
+
+def _run(config: ServeConfig, open_service: OpenService, console: Console, as_json: bool) -> None:
     keys = environment_keys()
     token = prepare(config, open_store(config.store))
     address = processes.check_address(config.host, config.port)
     if config.grpc_port:
         processes.check_address(config.host, config.grpc_port)
     processes.adopt_orphans()
-    with processes.Signals() as signals, processes.private_folder() as folder:
+    with (
+        processes.Signals() as signals,
+        processes.private_folder() as folder,
+        log_lines.LineServer(folder / LOG),
+    ):
         try:
             with startup.progress(console) as step:
                 step("starting Ray")
                 os.environ.update(environment(config, folder, address))
                 _start(config, folder, signals)
                 step(f"loading the backbone and the tasks in {config.replicas} replica(s)")
-                (folder / LOG).touch()
                 deployment.start(deployment.bind(config, folder, keys, open_service))
                 tasks = startup.wait_until_ready(config, token)
             startup.announce(console, config, token, tasks, as_json)
-            _watch(folder / LOG)
+            _watch()
         except KeyboardInterrupt as received:
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
         finally:
@@ -71,6 +78,7 @@ def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, st
     return {
         **COMMON,
         **haproxy.environment(folder, (address, config.port)),
+        log_lines.VARIABLE: str(folder / LOG),
         # Everything that Ray opens is for this machine alone, and for who knows the token.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
@@ -131,13 +139,10 @@ def _grpc_options(config: ServeConfig) -> dict[str, Any] | None:
     }
 
 
-def _watch(log: Path) -> None:
-    """Pass on what the replicas log. Raises `ServingError` when Ray's processes have ended."""
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        while processes.has_child("raylet") and processes.has_child("gcs_server"):
-            sys.stderr.write(lines.read())
-            sys.stderr.flush()
-            time.sleep(1)
+def _watch() -> None:
+    """Return never. Raises `ServingError` when Ray's processes have ended."""
+    while processes.has_child("raylet") and processes.has_child("gcs_server"):
+        time.sleep(1)
     raise ServingError("Ray's processes have ended; start the server again")
 
 

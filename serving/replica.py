@@ -6,13 +6,13 @@ Knows how the parts are put together; nothing of how many replicas there are, or
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store.durable import own_folder
 from model_store.store import open_store
-from serving import processes
+from serving import log_lines, logs, processes
 from serving.config import ServeConfig
 from serving.keys import Key, KeyRing
 from serving.protocols.grpc_methods import GrpcMethods
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from serving.api import Service
     from serving.board import Board
     from serving.metrics import Metrics
+    from serving.telemetry import Telemetry
 
 OpenService = Callable[[ServeConfig, "Metrics", "Board", str, Path | None], "Service"]
 """Makes a replica's service: settings, metrics, the board of all replicas, this replica's name, and
 the folder in which those of one machine share the backbone's memory; None for one alone."""
 
 NAME = "taskbone"
-LOG = "replicas.log"
+LOG = "log"
+"""The socket of a server by itself, in the folder that its replicas share."""
 METRICS = "metrics"
 _WEIGHTS = "weights"
 
@@ -61,9 +63,15 @@ class Replica(GrpcMethods):
     """Ray makes it in a process of its own."""
 
     def __init__(
-        self, config: ServeConfig, folder: Path, open_service: OpenService, keys: tuple[Key, ...]
+        self,
+        config: ServeConfig,
+        folder: Path,
+        open_service: OpenService,
+        keys: tuple[Key, ...],
+        environment: Mapping[str, str],
     ) -> None:
-        """In `folder` the replicas of one machine have what they share."""
+        """In `folder` the replicas of one machine have what they share; `environment`: variables
+        of whoever put the application together, for where this process has none."""
         if not (folder / LOG).exists():  # there is nobody who would remove it
             processes.hold_folder(folder)
         # One front door answers for each node, and there may be several on a machine.
@@ -75,21 +83,37 @@ class Replica(GrpcMethods):
         from serving.protocols.grpc_calls import GrpcCalls
         from serving.shared_board import RayBoard, connect
 
-        _log(folder / LOG)
+        name = replica_id()
+        telemetry = self._open_telemetry(config, name, environment)
         self._metrics = metrics = Metrics(metrics_folder)
         board = RayBoard(connect(NAME))
         # One process alone has its weights in huge pages, which a shared file has not everywhere.
         weights_folder = folder / _WEIGHTS if config.most_replicas > 1 else None
-        self._service = open_service(config, metrics, board, replica_id(), weights_folder)
+        self._service = open_service(config, metrics, board, name, weights_folder)
         self._keys = KeyRing(open_store(config.store), keys).watch()
-        self._app = build_app(self._service, metrics, config, self._keys)
+        self._app = build_app(self._service, metrics, config, self._keys, telemetry)
         guard = Guard(self._keys, auth=config.auth)
-        self._grpc = GrpcCalls(self._service, metrics, config, guard)
+        self._grpc = GrpcCalls(self._service, metrics, config, guard, telemetry)
         metrics.start(self._service.check)
         processes.free_memory()
         # What is there now stays. A large body of many small things would otherwise have the
         # collector look at all of it again and again, and every other request wait for seconds.
         gc.freeze()
+
+    def _open_telemetry(
+        self, config: ServeConfig, name: str, environment: Mapping[str, str]
+    ) -> "Telemetry":
+        from serving.telemetry import Telemetry
+        from serving.tracing import open_tracing
+
+        for variable, value in environment.items():
+            os.environ.setdefault(variable, value)
+        # To who has started Ray here, if that was ours; else to Ray's log of this process.
+        write = log_lines.connect(os.environ.get(log_lines.VARIABLE, ""))
+        writer = logs.start(config, write)
+        self._tracing = open_tracing(config, name)
+        access_log = logs.AccessLog(writer, config.log_format) if config.access_log else None
+        return Telemetry(access_log, self._tracing)
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
         return self._app
@@ -105,15 +129,8 @@ class Replica(GrpcMethods):
             self._keys.close()
         if hasattr(self, "_metrics"):
             self._metrics.close()
-
-
-def _log(path: Path) -> None:
-    """Into the file that the server's main process passes on; where there is none, to Ray."""
-    logging.basicConfig(
-        filename=path if path.exists() else None,
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+        if tracing := getattr(self, "_tracing", None):
+            tracing.close()
 
 
 def replica_id() -> str:

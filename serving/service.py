@@ -50,6 +50,7 @@ from serving.types import (
     Caller,
     NeuronMap,
     Prediction,
+    Stages,
     TaskAnswer,
     TaskInfo,
     Timings,
@@ -159,7 +160,7 @@ class Service:
             )
         if served is not None and served.shadow is not None:
             self._shadow.compare(version, served.shadow, inputs, answer)
-        return self._answer(version, encodings, answer, started, tokenized)
+        return self._answer(version, encodings, answer, started, tokenized, ask)
 
     async def predict_many(
         self, tasks: Sequence[str], inputs: Sequence[TextInput], ask: Ask = PLAIN
@@ -192,7 +193,9 @@ class Service:
             if isinstance(encodings, ServingError):
                 results.append(encodings)
             else:
-                results.append(self._answer(version, encodings, next(answers), started, tokenized))
+                results.append(
+                    self._answer(version, encodings, next(answers), started, tokenized, ask)
+                )
         return results
 
     async def _encode_or_error(
@@ -286,6 +289,7 @@ class Service:
         answer: EngineAnswer,
         started: float,
         tokenized: float,
+        ask: Ask,
     ) -> TaskAnswer:
         labels = version.info.labels
         predictions = []
@@ -302,7 +306,12 @@ class Service:
         )
         info = version.info
         self._metrics.timings(info.task, info.version, timings)
-        tokens = sum(len(one.token_ids) for one in encodings) + info.prompt_tokens * len(encodings)
+        count = len(encodings)
+        tokens = sum(len(one.token_ids) for one in encodings) + info.prompt_tokens * count
+        if ask.stages is not None:
+            ask.stages.append(
+                Stages(info.task, info.version, started, tokenized, count, tokens, answer.batches)
+            )
         return TaskAnswer(info.task, info.version, tuple(predictions), timings, tokens)
 
     async def _encode(

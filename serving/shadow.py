@@ -76,6 +76,10 @@ class Shadow:
         except (ServingError, InputError) as error:
             self._metrics.shadow(name, "failed", len(inputs))
             logger.warning("task %s: the shadow gave no answer: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+            self._metrics.shadow(name, "failed", len(inputs))
+            # Not what the error says, which may quote a text.
+            logger.error("task %s: the shadow failed: %s", name, type(error).__name__)
         else:
             given = _labels(active, answer.probabilities)
             found = _labels(shadow, other.probabilities)

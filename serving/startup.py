@@ -17,6 +17,7 @@ from rich.console import Console
 from serving.config import ServeConfig
 from serving.errors import ServingError
 from serving.local_key import TOKEN_FILE, local_token
+from serving.logs import LogConsole
 
 READY_WITHIN_S = 120
 
@@ -107,7 +108,12 @@ def facts(
 def show(
     console: Console, config: ServeConfig, token: str | None, tasks: list[dict[str, Any]] | None
 ) -> None:
-    """Where the server is and how to ask it: the one place where the key is printed."""
+    """Where the server is and how to ask it: the one place where the key is printed.
+
+    Printed, and not logged: a log is kept, and read by others.
+    """
+    if isinstance(console, LogConsole):
+        token = None
     address = _address(config)
     lines = [f"Taskbone answers at {address}", ""]
     if tasks is None:

@@ -10,6 +10,7 @@ __all__ = [
     "ANYBODY",
     "PLAIN",
     "Ask",
+    "Batch",
     "Caller",
     "CanaryInfo",
     "LayerNeurons",
@@ -18,6 +19,7 @@ __all__ = [
     "Operation",
     "Prediction",
     "Scope",
+    "Stages",
     "TaskAnswer",
     "TaskInfo",
     "TextInput",
@@ -56,6 +58,33 @@ ANYBODY = Caller()
 """Who shows no key, where none is needed."""
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Batch:
+    """One forward of the engine over all that it answered. Times in seconds, `started` by the
+    engine's clock. One record for all of its requests: equal is what is the same."""
+
+    started: float
+    forward_s: float
+    requests: int
+    sequences: int
+    tokens: int
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What one task's answer to a traced request took. Times by `time.perf_counter`."""
+
+    task: str
+    version: int
+    started: float
+    tokenized: float
+    sequences: int
+    tokens: int
+    batches: tuple[Batch, ...]
+    """Those that answered some of its sequences."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a caller says with a predict request besides task and inputs."""
@@ -69,6 +98,8 @@ class Ask:
     """Cut inputs that are too long for the task; else they are refused."""
     version: int | None = None
     """The version that shall answer; None: the one that serves the task."""
+    stages: list[Stages] | None = None
+    """Where to note what the answer took; None: nobody asks."""
 
 
 PLAIN = Ask()

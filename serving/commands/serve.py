@@ -38,7 +38,12 @@ SERVE_HELP = {
     "plan_cache_bytes": "Memory for overlays made ready to run.",
     "signature_key": "Public key (PEM) with which every uploaded artifact must be signed.",
     "auth": "Whether every route but health needs a key; without, only changes do.",
+    "log_format": "How the lines of the log are written; json: one object a line.",
+    "access_log": "Whether each answered request is a line of the log.",
+    "otlp_endpoint": "Send OpenTelemetry spans to this collector: http://HOST:4318; else to none.",
 }
+_VARIABLES = {"cache": CACHE_VARIABLE, "otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}
+"""Environment variables that give a setting where no option does."""
 
 
 def serve_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -55,8 +60,8 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="FOLDER" if isinstance(setting.default, Path) else None,
             default=setting.default,
             show_default=setting.default is not None,
-            envvar=CACHE_VARIABLE if name == "cache" else None,
-            show_envvar=name == "cache",
+            envvar=_VARIABLES.get(name),
+            show_envvar=name in _VARIABLES,
             help=SERVE_HELP.get(name),
         )
         command = add(command)
@@ -90,6 +95,10 @@ def serve(store: Store, as_json: bool, **settings: Any) -> None:
         from model_store.signatures import check_key
 
         check_key(config.signature_key)
+    if config.otlp_endpoint:
+        from serving.tracing import check_installed
+
+        check_installed()
     if config.ray_address:
         from serving import cluster
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from serving.errors import BodyTimeoutError, InvalidInputError, TooLargeError
 from serving.metrics import NO_TASK
+from serving.tracing import Trace
 from serving.types import ANYBODY, Ask, Caller
 
 EXCHANGE = "taskbone.exchange"
@@ -38,14 +39,26 @@ class Exchange:
     """The version that answered, or would have, where the request was for one."""
     status: int = 0
     rejection: str = ""
+    fault: str = ""
+    """What went wrong, as the native routes call it."""
     caller: Caller = ANYBODY
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of the answer's body."""
+    trace: Trace | None = None
+    """Its spans, where requests are traced."""
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that it belongs to; empty where requests are not traced."""
+        return "" if self.trace is None else self.trace.trace_id
 
     def ask(self, truncate: bool = True, version: int | None = None) -> Ask:
         """What this request says besides task and inputs. Raises `InvalidInputError`."""
         given = self.headers.get(DEADLINE)
         deadline = None if given is None else self.started + _milliseconds(given) / 1000
-        return Ask(self.request_id, self.caller, deadline, truncate, version)
+        stages = None if self.trace is None else self.trace.stages
+        return Ask(self.request_id, self.caller, deadline, truncate, version, stages)
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:

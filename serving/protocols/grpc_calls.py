@@ -31,6 +31,7 @@ from serving.protocols.faults import Fault, fault_of, status_of
 from serving.protocols.grpc_messages import MESSAGES
 from serving.protocols.site import check_ready
 from serving.statuses import REJECTIONS, retry_after_s
+from serving.telemetry import Telemetry
 from serving.types import TaskAnswer, TaskInfo
 
 CLIENT_GONE = 499
@@ -66,12 +67,18 @@ class GrpcCalls:
     """Answers calls by name."""
 
     def __init__(
-        self, service: Service, metrics: Metrics, config: ServeConfig, guard: Guard
+        self,
+        service: Service,
+        metrics: Metrics,
+        config: ServeConfig,
+        guard: Guard,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._service = service
         self._metrics = metrics
         self._max_bytes = config.max_body_bytes
         self._guard = guard
+        self._telemetry = telemetry or Telemetry()
         self._calls: dict[str, Callable[[Any, Exchange], Awaitable[dict[str, Any]]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -93,6 +100,8 @@ class GrpcCalls:
         exchange = Exchange(request_id_of(headers), time.perf_counter(), headers=headers)
         trailing = [("x-request-id", exchange.request_id)]
         exchange.status = CLIENT_GONE
+        code = grpc.StatusCode.CANCELLED
+        self._telemetry.begin(exchange, list(headers.items()))
         try:
             exchange.caller = self._guard.admit(*_ROUTES[name], headers, b"", [])
             if request.ByteSize() > self._max_bytes:
@@ -101,14 +110,15 @@ class GrpcCalls:
                     "taken"
                 )
             answer = MESSAGES[f"{name}Response"](**await self._calls[name](request, exchange))
-            exchange.status = 200
+            exchange.status, code = 200, grpc.StatusCode.OK
             return answer
         except Exception as error:  # noqa: BLE001 - Ray would tell the client all about it
             fault = fault_of(error, exchange.request_id)
             self._note(fault, exchange, error)
             if (seconds := retry_after_s(error)) is not None:
                 trailing.append(("retry-after", str(seconds)))
-            context.set_code(_CODES.get(fault.code, grpc.StatusCode.UNKNOWN))
+            code = _CODES.get(fault.code, grpc.StatusCode.UNKNOWN)
+            context.set_code(code)
             context.set_details(fault.message)
             return MESSAGES[f"{name}Response"]()
         finally:
@@ -119,9 +129,10 @@ class GrpcCalls:
                 exchange.status,
                 time.perf_counter() - exchange.started,
             )
+            self._telemetry.end_grpc(exchange, name, code.name)
 
     def _note(self, fault: Fault, exchange: Exchange, error: Exception) -> None:
-        exchange.status = fault.code
+        exchange.status, exchange.fault = fault.code, fault.type
         if status_of(error).hidden:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
         if fault.code in REJECTIONS:

@@ -4,6 +4,7 @@ Texts go in as BYTES, labels and probabilities come out; see `tensors.py`. Trito
 repository are in `repository.py`.
 """
 
+from dataclasses import replace
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -136,7 +137,7 @@ def sooner(ask: Ask, exchange: Exchange, timeout_us: int | None) -> Ask:
     deadline = exchange.started + timeout_us / 1e6
     if ask.deadline is not None:
         deadline = min(deadline, ask.deadline)
-    return Ask(ask.request_id, ask.caller, deadline, ask.truncate, ask.version)
+    return replace(ask, deadline=deadline)
 
 
 def _json(record: dict[str, Any]) -> Response:

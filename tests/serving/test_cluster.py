@@ -19,6 +19,7 @@ from serving.cluster_environment import check, check_process, environment, expor
 from serving.errors import ConfigError
 from tests.overlays import random_artifact, small_backbone
 from tests.running import TOKEN, Server, free_port, running
+from tests.waiting import wait_until
 
 ADMIN = "an-admin-token-for-the-tests"
 ROOT = Path(__file__).parents[2]
@@ -26,11 +27,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Nodes:
-    """A Ray of two nodes: its address, and the port of each node's HAProxy."""
+    """A Ray of two nodes: its address, the port of each node's HAProxy, and where its files are."""
 
     process: "subprocess.Popen[str]"
     address: str
     ports: tuple[int, int]
+    folder: Path
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -42,6 +44,11 @@ class Nodes:
     def replicas(self) -> list[psutil.Process]:
         below = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in below if one.name().startswith("ray::ServeRep")]
+
+    def logs(self, words: str) -> bool:
+        """Whether the replicas have said this, where Ray keeps what processes say."""
+        files = self.folder.glob("r/session_2*/logs/worker-*.err")
+        return any(words in file.read_text(errors="replace") for file in files)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def nodes() -> Iterator[Nodes]:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, "the head did not start"
-        yield Nodes(process, address, ports)
+        yield Nodes(process, address, ports, folder)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +138,7 @@ def test_every_node_answers_for_every_task_and_every_new_version(
         assert answer.json()["status"] == "ready 2/2"
         for port in nodes.ports:
             assert {ask(port).json()["version"] for _ in range(20)} == {2}
+        wait_until(lambda: nodes.logs("POST /v1/tasks/{task}/predict 200"))
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
     assert nodes.replicas() == []

@@ -17,6 +17,7 @@ from serving.metrics import Metrics
 from serving.protocols.grpc_calls import GrpcCalls
 from serving.protocols.grpc_messages import MESSAGES, METHODS
 from serving.protocols.grpc_methods import GrpcMethods
+from serving.telemetry import Telemetry
 from serving.types import Caller
 from tests.serving.conftest import KEYS, PREDICT_TOKEN, TOKEN
 from tests.serving.fake_service import FakeService, open_fake_service
@@ -48,10 +49,16 @@ class Context:
 class Calls(GrpcMethods):
     """A replica's gRPC side."""
 
-    def __init__(self, service: FakeService, metrics: Metrics, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        service: FakeService,
+        metrics: Metrics,
+        config: ServeConfig,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.service, self.metrics = service, metrics
         guard = Guard(KeyRing(None, environment_keys(KEYS)), auth=True)
-        self._grpc = GrpcCalls(service, metrics, config, guard)
+        self._grpc = GrpcCalls(service, metrics, config, guard, telemetry)
 
     def call(
         self,

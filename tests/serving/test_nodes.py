@@ -215,6 +215,9 @@ def test_what_is_registered_through_one_node_is_served_through_all(
     # Prometheus is told of all front doors, and each tells of its own machine's replica alone.
     assert targets(cluster.nodes[0]) == {node.address for node in cluster.nodes}
     assert [node.metric("taskbone_replicas") for node in cluster.nodes] == [1.0, 1.0, 1.0]
+    # What each replica logs comes out of its own node.
+    for node in cluster.nodes:
+        wait_until(lambda node=node: "taskbone.access" in node.output)  # type: ignore[misc]
     # Nothing was deployed for it.
     assert [one.pid for node in cluster.nodes for one in node.replicas()] == processes
 
