@@ -32,11 +32,11 @@ class PlanSizes:
 
 
 @dataclass(frozen=True, eq=False)
-class _SizedPlan:
+class SizedPlan:
     parts: Mapping[Hashable, int]
 
 
-class _Sizes:
+class Sizes:
     """A backend whose plans are their sizes."""
 
     precision: Precision = "fp32"
@@ -46,24 +46,24 @@ class _Sizes:
     def __init__(self, sizes: PlanSizes) -> None:
         self._sizes = sizes
 
-    def plan(self, overlay: Overlay) -> _SizedPlan:
-        return _SizedPlan({object(): self._sizes.ready_bytes})
+    def plan(self, overlay: Overlay) -> SizedPlan:
+        return SizedPlan({object(): self._sizes.ready_bytes})
 
-    def warm(self, plan: _SizedPlan) -> _SizedPlan:
+    def warm(self, plan: SizedPlan) -> SizedPlan:
         # A warm plan has the ready one's parts as well.
-        return _SizedPlan({**plan.parts, object(): self._sizes.warm_bytes})
+        return SizedPlan({**plan.parts, object(): self._sizes.warm_bytes})
 
-    def answer(self, items: Sequence[Item], plans: Sequence[_SizedPlan]) -> list[NDArray[Any]]:
+    def answer(self, items: Sequence[Item], plans: Sequence[SizedPlan]) -> list[NDArray[Any]]:
         raise NotImplementedError("these plans answer nothing")
 
 
-class VirtualPlans(PlanCache[_SizedPlan]):
+class VirtualPlans(PlanCache[SizedPlan]):
     """The plan cache, whose thread does nothing: `begin` and `finish` do its work in their time."""
 
     def __init__(self, sizes: PlanSizes) -> None:
         self.sizes = sizes
-        super().__init__(_Sizes(sizes), sizes.budget_bytes, Silent())
-        self._begun: tuple[str, _SizedPlan] | None = None
+        super().__init__(Sizes(sizes), sizes.budget_bytes, Silent())
+        self._begun: tuple[str, SizedPlan] | None = None
 
     def _run(self) -> None:
         """Not by itself."""

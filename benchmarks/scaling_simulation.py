@@ -352,9 +352,9 @@ class _Run:
             for _ in range(self.asked.clients):
                 self._send(again=True)
         self.clock.run(warm_up_s)
-        # Counted from here on, but for what was under way.
-        before = self.result
-        self.result = Result(seconds, under_way=before.under_way)
+        # Counted from here on, with what is under way.
+        waiting = self.result.under_way
+        self.result = Result(seconds, arrived=waiting, under_way=waiting)
         self.clock.run(warm_up_s + seconds)
         for replica in self.replicas:
             replica.close()
