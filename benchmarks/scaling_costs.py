@@ -63,6 +63,12 @@ class RequestCost:
     """Of the client; 0 where it has a machine of its own."""
     wait_s: float = 0.0
     """In sockets and until sleeping threads are awake; takes no core."""
+    input_s: float = 0.0
+    """Of the event loop, for each input beyond the first."""
+
+    def loop_of(self, inputs: int) -> float:
+        """Of the event loop, for a request of so many inputs."""
+        return self.loop_s + (inputs - 1) * self.input_s
 
 
 @dataclass(frozen=True)
@@ -169,8 +175,9 @@ def capacity(cost: BatchCost, around: RequestCost, work: Work, replica: Replica)
     batch = expected_batch(shares, replica.warm, sequences, work.tokens, work.inputs)
     batch_s = cost.seconds(batch)
     engine = sequences / batch_s / work.inputs
-    loop = 1 / around.loop_s if around.loop_s else float("inf")
-    core_s = replica.threads * batch_s / sequences * work.inputs + around.loop_s + around.door_s
+    loop_s = around.loop_of(work.inputs)
+    loop = 1 / loop_s if loop_s else float("inf")
+    core_s = replica.threads * batch_s / sequences * work.inputs + loop_s + around.door_s
     limit = "engine" if engine <= loop else "event loop"
     return Capacity(min(engine, loop), batch_s, sequences, core_s, limit)
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -30,6 +30,8 @@ from model_store.store import Store
 LOADS = (0.3, 0.5, 0.7, 0.85)
 """Of what the closed loop reaches, at which requests come by chance."""
 AT_ONCE = 64
+SEVERAL = 16
+"""Inputs of a request, for what each beyond the first costs."""
 SIMULATED_S = 20.0
 QUANTILES = (0.5, 0.99)
 
@@ -193,6 +195,14 @@ def _per_batch(found: Result) -> float:
     return found.batch_sequences / found.batches if found.batches else 0.0
 
 
+def with_inputs(questions: Sequence[Question], inputs: int) -> list[Question]:
+    """The same, each with its input so many times."""
+    return [
+        Question(one.path, json.dumps({"inputs": json.loads(one.body)["inputs"] * inputs}))
+        for one in questions
+    ]
+
+
 def validate(
     measuring: Measuring,
     questions: Sequence[Question],
@@ -209,6 +219,9 @@ def validate(
     many = measuring.closed(questions, AT_ONCE, seconds)
     if around is None:
         around = request_cost(many, one, one.forward_ms / 1000)
+        several = measuring.closed(with_inputs(questions, SEVERAL), AT_ONCE // SEVERAL, seconds)
+        further_s = (several.busy["loop"] - around.loop_s) / (SEVERAL - 1)
+        around = replace(around, input_s=max(0.0, further_s))
     base = asdict(asked)
     runs: dict[str, Any] = {
         "one at a time": foretell(system, cost, around, Asked(**base | {"clients": 1}), one),

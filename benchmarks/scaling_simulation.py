@@ -373,6 +373,7 @@ class _Run:
         self.result.arrived += 1
         self.result.under_way += 1
         around, clock = self.around, self.clock
+        loop_s = around.loop_of(len(lengths))
         door = next(self._next_door)
         came = clock.now
 
@@ -393,13 +394,13 @@ class _Run:
                 )
 
             def answered() -> None:
-                replica.loop.do(around.loop_s / 2, lambda: back(well=True))
+                replica.loop.do(loop_s / 2, lambda: back(well=True))
 
             asking = _Asking(came, task, lengths, len(lengths), answered, lambda: back(well=False))
             # The wait in sockets, and for threads to wake, once for both ways.
             clock.at(
                 clock.now + around.wait_s,
-                lambda: replica.loop.do(around.loop_s / 2, lambda: replica.ask(asking)),
+                lambda: replica.loop.do(loop_s / 2, lambda: replica.ask(asking)),
             )
 
         self._client.do(around.client_s / 2, to_door)
