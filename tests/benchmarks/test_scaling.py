@@ -1,6 +1,7 @@
 """The scaling model: its formulas, the laws that its simulation keeps, and that the simulation's
 plan cache is the server's."""
 
+import json
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -8,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from benchmarks import scaling_page
 from benchmarks.engine_ours import Silent
 from benchmarks.scaling_costs import (
     Batch,
@@ -21,8 +23,10 @@ from benchmarks.scaling_costs import (
     mean_wait_of_md1,
     popularity,
 )
-from benchmarks.scaling_plans import PlanSizes, VirtualPlans
+from benchmarks.scaling_gpu import scenarios
+from benchmarks.scaling_plans import PlanSizes, Sizes, VirtualPlans
 from benchmarks.scaling_simulation import Asked, System, simulate
+from serving.plans import PlanCache
 
 COST = BatchCost(0.002, token_s=1e-5, sequence_s=1e-4, warm_task_s=2e-4, cold_task_s=1e-3)
 AROUND = RequestCost(loop_s=0.0004, door_s=0.00005, client_s=0.0001, wait_s=0.0003)
@@ -191,9 +195,6 @@ class TestSimulation:
 class TestPlans:
     def test_are_warm_where_the_servers_cache_has_them_warm(self) -> None:
         """The same lookups in the real cache, which is given the time to build after each."""
-        from benchmarks.scaling_plans import Sizes
-        from serving.plans import PlanCache
-
         real = PlanCache(Sizes(PLANS), PLANS.budget_bytes, Silent())
         made_up = VirtualPlans(PLANS)
         shares, chance = popularity(80, 1.0), np.random.default_rng(1)
@@ -215,3 +216,37 @@ class TestPlans:
         assert [plans.is_warm(task) for task in range(PLANS.room)] == [True] * PLANS.room
         assert not plans.is_warm(99)
         plans.close()
+
+
+class TestPage:
+    def test_its_tables_are_those_of_the_report(self) -> None:
+        report = json.loads((scaling_page.DOCS / "results" / "scaling.json").read_text())
+        page = scaling_page.PAGE.read_text()
+        assert scaling_page.with_tables(page, report) == page
+
+    def test_its_plots_are_those_of_the_report(self) -> None:
+        folder = scaling_page.DOCS / "results"
+        report = json.loads((folder / "scaling.json").read_text())
+        for name, svg in scaling_page.plots(report).items():
+            assert (folder / name).read_text() == svg
+            assert f"results/{name}" in scaling_page.PAGE.read_text()
+
+    def test_a_page_without_a_place_for_a_table_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="scaling-machine:begin"):
+            scaling_page.with_tables("nothing", {"machine": _facts()})
+
+
+def _facts() -> dict[str, object]:
+    names = ("cores", "processor", "python", "torch", "ray", "commit")
+    return dict.fromkeys(names, "some") | {"quick": False}
+
+
+class TestScenarios:
+    def test_a_gpu_is_never_faster_than_its_parts(self) -> None:
+        for row in scenarios(AROUND, tasks=10_000, skew=1.0, gpus=100):
+            assert row["through_loop_64_per_s"] <= row["sequences_per_s"] * 1.001
+            assert row["through_loop_per_s"] <= 1 / AROUND.loop_s + 1
+            assert row["all_gpus_per_s"] == pytest.approx(
+                100 * row["through_loop_64_per_s"], rel=0.01
+            )
+            assert row["gpu_used"] <= 1.001
