@@ -39,7 +39,7 @@ def plots(results: Mapping[str, Mapping[str, Figures]], grid: Grid) -> dict[str,
             for kind in kinds
         ]
         label = f"{name}: test accuracy by score and share of neurons kept"
-        result[f"ablation-scores-{name}.svg"] = _plot(
+        result[f"ablation-scores-{name}.svg"] = plot(
             label, series, "neurons kept, %", "test accuracy, %", ("whole network", dense)
         )
     for name, _, figures in having(results, "injection"):
@@ -47,7 +47,7 @@ def plots(results: Mapping[str, Mapping[str, Figures]], grid: Grid) -> dict[str,
             Series(variant, _points(enumerate(row["curve"]))) for variant, row in figures.items()
         ]
         label = f"{name}: validation accuracy by epoch, with and without prior injection"
-        result[f"ablation-injection-{name}.svg"] = _plot(
+        result[f"ablation-injection-{name}.svg"] = plot(
             label, series, "epochs of tuning again", "validation accuracy, %", whole=True
         )
     for name, dense, figures in having(results, "rows"):
@@ -59,7 +59,7 @@ def plots(results: Mapping[str, Mapping[str, Figures]], grid: Grid) -> dict[str,
             for keep, by_count in by_keep.items()
         ]  # fmt: skip
         label = f"{name}: test accuracy by rows that score"
-        result[f"ablation-rows-{name}.svg"] = _plot(
+        result[f"ablation-rows-{name}.svg"] = plot(
             label, series, "rows that score, as powers of ten", "test accuracy, %",
             ("whole network", dense),
         )  # fmt: skip
@@ -69,7 +69,7 @@ def plots(results: Mapping[str, Mapping[str, Figures]], grid: Grid) -> dict[str,
     ]
     if ranks:
         label = "Test accuracy by rank of the deltas, half of the neurons kept"
-        result["ablation-ranks.svg"] = _plot(
+        result["ablation-ranks.svg"] = plot(
             label, ranks, "rank of the deltas", "test accuracy, %", whole=True
         )
     return result
@@ -79,7 +79,7 @@ def _points(pairs: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], 
     return tuple(sorted(pairs))
 
 
-def _plot(
+def plot(
     label: str,
     series: Sequence[Series],
     x_axis: str,

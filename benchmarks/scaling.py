@@ -1,0 +1,173 @@
+"""Measures what scaling depends on, checks the simulation against this machine, and projects.
+
+    python -m benchmarks.scaling                     # all, some ten minutes on two quiet cores
+    python -m benchmarks.scaling --quick             # short runs, to see that it works
+    python -m benchmarks.scaling --only page         # write docs/scaling.md's figures again
+
+    engine     what a batch costs: tokens, sequences, tasks, warm and cold
+    server     what a request costs around it; each load beside the simulation's prediction
+    limits     10,000 tasks in the registry, the store, a replica's memory; the board; /metrics
+    projection from these: tasks, skew, memory, replicas, nodes; GPUs by assumption
+    page       the figures in docs/scaling.md and its plots
+
+Writes docs/results/scaling.json after each part, and takes up the parts that are there.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import machine, scaling_gpu, scaling_limits
+from benchmarks.engine_models import zipf_tasks
+from benchmarks.scaling_engine import backend_of, cost_of, drawn, measure, ready_made
+from benchmarks.scaling_page import write_page
+from benchmarks.scaling_plans import PlanSizes
+from benchmarks.scaling_projection import around_of, projection
+from benchmarks.scaling_server import Setting, serving, validate
+from benchmarks.scaling_simulation import Asked, System
+from benchmarks.server_works import Question, as_input, questions, sentences
+from model_store.manifest import read_header
+from model_store.store import Store
+from serving.calibration import efficient_tokens
+from serving.config import MIB
+
+PARTS = ("engine", "server", "limits", "projection", "page")
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "scaling.json"
+MANY = 1000
+"""Tasks of the server whose plans do not all fit in."""
+PLANS_MIB = 256
+CORES = 2
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="short runs: for a look, no result")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.only) - set(PARTS):
+        parser.error(f"no part {sorted(unknown)}; there are {', '.join(PARTS)}")
+    report: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (part for part in PARTS if part in arguments.only):
+            with console.status(f"{part} ..."):
+                if part == "page":
+                    write_page(report)
+                    continue
+                report[part] = _MAKERS[part](report, Path(folder), arguments.quick)
+            report["machine"] = machine.facts() | {"quick": arguments.quick}
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            console.print(f"{part}: done")
+    print(json.dumps({part: part in report for part in PARTS[:-1]}))
+    return 0
+
+
+def engine(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
+    """What a batch costs, with two threads and with one, of both kinds of tasks."""
+    rounds = 2 if quick else 7
+    own, drawn_tasks = ready_made(folder), drawn(folder)
+    backend = backend_of(own, CORES)
+    found: dict[str, Any] = {"batch_tokens": efficient_tokens(backend, own.backbone)}
+    found["ready-made"] = measure(own, backend, rounds).record()
+    found["drawn"] = measure(drawn_tasks, backend, rounds).record()
+    found["ready-made, one thread"] = measure(own, backend_of(own, 1), rounds).record()
+    return found
+
+
+def server(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
+    """Three servers: one replica, two, and one with more tasks than plans fit in."""
+    seconds = 2.0 if quick else 10.0
+    found: dict[str, Any] = {}
+    tokens = report["engine"]["batch_tokens"]
+    own = ready_made(folder)
+    store = Store(folder / "ready-made")
+    names = store.task_names()
+    pairs = {name: read_header(store.read(name)[1])[0].takes_pairs for name in names}
+    asked = Asked(tasks=len(names), skew=0.0, lengths=_lengths(own.versions))
+    for name, replicas, threads in (("one replica", 1, 2), ("two replicas", 2, 1)):
+        kind = "ready-made" if threads == CORES else "ready-made, one thread"
+        cost = cost_of(report["engine"][kind])
+        system = System(cores=CORES, replicas_per_node=replicas, engine_threads=threads,
+                        batch_tokens=tokens)  # fmt: skip
+        with serving(store, Setting(name, replicas, threads, tokens)) as running:
+            given = questions(sentences(None), pairs, 1)
+            found[name] = validate(running, given, system, cost, asked, seconds)
+    found["many tasks"] = _many(report, folder, seconds, around_of(found["one replica"]))
+    return found
+
+
+def _many(report: dict[str, Any], folder: Path, seconds: float, around: Any) -> dict[str, Any]:
+    kind, tokens = report["engine"]["drawn"], report["engine"]["batch_tokens"]
+    place = folder / "many"
+    place.mkdir()
+    store = scaling_limits.many_tasks(place, MANY)
+    texts = sentences(None)
+    given = [
+        Question(f"/v1/tasks/task-{task}/predict", json.dumps({"inputs": [texts[number % 800]]}))
+        for number, task in enumerate(zipf_tasks(MANY, 20_000, seed=1))
+    ]
+    plans = PlanSizes(
+        kind["ready_bytes"], kind["warm_bytes"], PLANS_MIB * MIB, kind["build_ms"] / 1000
+    )
+    system = System(cores=CORES, batch_tokens=tokens, plans=plans)
+    asked = Asked(tasks=MANY, lengths=_lengths(drawn(folder, 1).versions))
+    options = ("--plan-cache-bytes", str(PLANS_MIB * MIB))
+    with serving(store, Setting("many tasks", 1, CORES, tokens, options)) as running:
+        return validate(running, given, system, cost_of(kind), asked, seconds, around)
+
+
+def _lengths(versions: Any) -> tuple[int, ...]:
+    """Tokens of the sentences that are asked, prompt included, over all tasks."""
+    found = []
+    for number, text in enumerate(sentences(None)):
+        version = versions[number % len(versions)]
+        (one,) = version.texts.encode([as_input(text, version.info.takes_pairs)])
+        found.append(len(one.token_ids) + version.info.prompt_tokens)
+    return tuple(found)
+
+
+def limits(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
+    """What grows with tasks and replicas."""
+    found: dict[str, Any] = {
+        "registry": [scaling_limits.registry(count) for count in (100, 1_000, 10_000)],
+        "store": [],
+        "loaded": [],
+        "metrics": [scaling_limits.metrics_page(count) for count in (10, 200, 10_000)],
+    }
+    for count in (100, 1_000) if quick else (100, 1_000, 10_000):
+        place = folder / f"limits-{count}"
+        place.mkdir()
+        store = scaling_limits.many_tasks(place, count)
+        found["store"].append(scaling_limits.store_times(store))
+        found["loaded"].append(scaling_limits.loaded(store, count))
+    with scaling_limits.ray_board() as (call, process):
+        found["board"] = [
+            scaling_limits.board_round(call, process, replicas)
+            for replicas in (scaling_limits.REPLICAS[:3] if quick else scaling_limits.REPLICAS)
+        ]
+    return found
+
+
+def project(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
+    """Up to 10,000 tasks and 100 GPUs."""
+    around = around_of(report["server"]["one replica"])
+    return projection(report, quick) | {
+        "gpu": scaling_gpu.scenarios(around, 10_000, 1.0, 100),
+        "gpu_assumptions": scaling_gpu.assumptions(),
+    }
+
+
+_MAKERS = {"engine": engine, "server": server, "limits": limits, "projection": project}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Measures a whole server on this machine, and has the simulation say what it should have measured.
+
+What a request costs around the forward is taken from the processor time of the server's threads, of
+HAProxy and of the client, at 64 requests under way; what it waits besides, from one at a time. All
+other figures are then foretold, and compared.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+
+from benchmarks.scaling_costs import BatchCost, RequestCost, as_record
+from benchmarks.scaling_simulation import Asked, Result, System, simulate
+from benchmarks.server_load import Server, as_bytes
+from benchmarks.server_open_loop import Client, Outcome, closed
+from benchmarks.server_running import TOKEN, free_port, running
+from benchmarks.server_works import Question
+from model_store.store import Store
+
+LOADS = (0.3, 0.5, 0.7, 0.85)
+"""Of what the closed loop reaches, at which requests come by chance."""
+AT_ONCE = 64
+SEVERAL = 16
+"""Inputs of a request, for what each beyond the first costs."""
+SIMULATED_S = 20.0
+QUANTILES = (0.5, 0.99)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a server is started."""
+
+    name: str
+    replicas: int
+    threads: int
+    batch_tokens: int
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One measurement: how many were answered, how fast; processor time of each part for one."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    mean_ms: float
+    forward_ms: float
+    busy: dict[str, float]
+    """Seconds of a core for one request: `loop`, `engine`, `door`, `client`."""
+
+    def record(self) -> dict[str, float]:
+        """For the report."""
+        figures = asdict(self)
+        del figures["busy"]
+        return {key: round(value, 2) for key, value in figures.items()}
+
+
+@contextmanager
+def serving(store: Store, setting: Setting) -> Iterator["Measuring"]:
+    """A server of its own with this store, ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "taskbone", "serve", "--store", str(store.root)]
+    command += ["--port", str(port), "--replicas", str(setting.replicas)]
+    command += ["--engine-threads", str(setting.threads)]
+    command += ["--max-batch-tokens", str(setting.batch_tokens), *setting.options]
+    with running(command, port, {"TASKBONE_TOKEN": TOKEN}):
+        yield Measuring(Server(port, TOKEN), setting)
+
+
+class Measuring:
+    """Asks a running server, and looks at its processes meanwhile."""
+
+    def __init__(self, server: Server, setting: Setting) -> None:
+        self._server = server
+        self._setting = setting
+        children = psutil.Process().children(recursive=True)
+        self._replicas = [one for one in children if one.name().startswith("ray::ServeRep")]
+        self._doors = [one for one in children if "haproxy" in one.name()]
+        assert len(self._replicas) == setting.replicas, children
+
+    def closed(self, questions: Sequence[Question], at_once: int, seconds: float) -> Seen:
+        """So many clients, each of which waits for its answer."""
+        return asyncio.run(self._watched(questions, seconds, at_once=at_once))
+
+    def by_chance(self, questions: Sequence[Question], rate: float, seconds: float) -> Seen:
+        """Requests at a rate, at moments that do not depend on each other."""
+        return asyncio.run(self._watched(questions, seconds, rate=rate))
+
+    async def _watched(
+        self, questions: Sequence[Question], seconds: float, at_once: int = 0, rate: float = 0.0
+    ) -> Seen:
+        requests = itertools.cycle([as_bytes(self._server, question) for question in questions])
+        client = Client(self._server.port)
+        before, began = self._used(), time.perf_counter()
+        if rate:
+            outcomes = await poisson(client, requests, rate, seconds)
+        else:
+            outcomes = await closed(client, requests, at_once, seconds)
+        taken = time.perf_counter() - began
+        after = self._used()
+        client.close()
+        busy = {part: (after[part] - before[part]) / len(outcomes) for part in after}
+        return seen(outcomes, taken, busy)
+
+    def _used(self) -> dict[str, float]:
+        """Seconds of a core of each part since it began."""
+        threads = [_by_thread(replica) for replica in self._replicas]
+        return {
+            # The engine's threads have done most, the event loop's most of the others.
+            "engine": sum(sum(times[: self._setting.threads]) for times in threads),
+            "loop": sum(sum(times[self._setting.threads :]) for times in threads),
+            "door": sum(_by_process(door) for door in self._doors),
+            "client": _by_process(psutil.Process()),
+        }
+
+
+def _by_thread(process: psutil.Process) -> list[float]:
+    return sorted((one.user_time + one.system_time for one in process.threads()), reverse=True)
+
+
+def _by_process(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def poisson(
+    client: Client, requests: Iterator[bytes], rate: float, seconds: float, seed: int = 0
+) -> list[Outcome]:
+    """Requests at moments drawn by chance; all are waited for."""
+    chance, started, due = random.Random(seed), time.perf_counter(), 0.0
+    under_way = []
+    while (due := due + chance.expovariate(rate)) < seconds:
+        if (wait := started + due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        under_way.append(asyncio.create_task(client.send(next(requests), started + due)))
+    return await asyncio.gather(*under_way)
+
+
+def seen(outcomes: Sequence[Outcome], seconds: float, busy: dict[str, float]) -> Seen:
+    """Figures of outcomes, all of which must be answers."""
+    if wrong := {one.status for one in outcomes} - {200}:
+        raise SystemExit(f"the server answered {sorted(wrong)}; it should not be overloaded")
+    latencies = sorted(1000 * one.latency_s for one in outcomes)
+    cuts = statistics.quantiles(latencies, n=100)
+    forwards = [json.loads(one.body)["timings_ms"]["forward_ms"] for one in outcomes]
+    return Seen(
+        len(outcomes) / seconds, cuts[49], cuts[98], statistics.mean(latencies),
+        statistics.mean(forwards), busy,
+    )  # fmt: skip
+
+
+def request_cost(many: Seen, one: Seen, batch_s: float) -> RequestCost:
+    """What a request costs around the forward: threads' time where many are under way; and of one
+    alone, what is left of its latency."""
+    around = RequestCost(many.busy["loop"], many.busy["door"], many.busy["client"])
+    known = around.loop_s + around.door_s + around.client_s + batch_s
+    return RequestCost(
+        around.loop_s, around.door_s, around.client_s, max(0.0, one.mean_ms / 1000 - known)
+    )
+
+
+def foretell(
+    system: System, cost: BatchCost, around: RequestCost, asked: Asked, measured: Seen
+) -> dict[str, Any]:
+    """What the simulation has beside what was measured; errors as shares of the measured."""
+    found = simulate(system, cost, around, asked, seconds=SIMULATED_S, warm_up_s=2.0)
+    figures = {
+        "rate": (found.answered_per_s, measured.rate),
+        "p50_ms": (found.quantile_ms(0.5), measured.p50_ms),
+        "p99_ms": (found.quantile_ms(0.99), measured.p99_ms),
+        "mean_ms": (found.mean_ms, measured.mean_ms),
+    }
+    return {
+        name: {
+            "measured": round(real, 2),
+            "simulated": round(made_up, 2),
+            "error": round(made_up / real - 1, 3),
+        }
+        for name, (made_up, real) in figures.items()
+    } | {"misses": round(found.miss_share, 4), "sequences": round(_per_batch(found), 2)}
+
+
+def _per_batch(found: Result) -> float:
+    return found.batch_sequences / found.batches if found.batches else 0.0
+
+
+def with_inputs(questions: Sequence[Question], inputs: int) -> list[Question]:
+    """The same, each with its input so many times."""
+    return [
+        Question(one.path, json.dumps({"inputs": json.loads(one.body)["inputs"] * inputs}))
+        for one in questions
+    ]
+
+
+def validate(
+    measuring: Measuring,
+    questions: Sequence[Question],
+    system: System,
+    cost: BatchCost,
+    asked: Asked,
+    seconds: float,
+    around: RequestCost | None = None,
+) -> dict[str, Any]:
+    """One server: what its requests cost (unless it is known), and every load beside its foretold
+    figures. `asked`: what `questions` ask, without how often."""
+    measuring.closed(questions, AT_ONCE, seconds)  # plans become warm
+    one = measuring.closed(questions, 1, seconds)
+    many = measuring.closed(questions, AT_ONCE, seconds)
+    if around is None:
+        around = request_cost(many, one, one.forward_ms / 1000)
+        several = measuring.closed(with_inputs(questions, SEVERAL), AT_ONCE // SEVERAL, seconds)
+        further_s = (several.busy["loop"] - around.loop_s) / (SEVERAL - 1)
+        around = replace(around, input_s=max(0.0, further_s))
+    base = asdict(asked)
+    runs: dict[str, Any] = {
+        "one at a time": foretell(system, cost, around, Asked(**base | {"clients": 1}), one),
+        f"{AT_ONCE} at a time": foretell(
+            system, cost, around, Asked(**base | {"clients": AT_ONCE}), many
+        ),
+    }
+    for load in LOADS:
+        rate = load * many.rate
+        measured = measuring.by_chance(questions, rate, seconds)
+        open_loop = Asked(**base | {"rate": rate})
+        runs[f"{load:.0%} by chance"] = foretell(system, cost, around, open_loop, measured)
+    return {
+        "request": as_record(around),
+        "engine_core_us": round(1e6 * many.busy["engine"], 1),
+        "runs": runs,
+    }
