@@ -30,11 +30,13 @@ from benchmarks.scaling_plans import PlanSizes
 from benchmarks.scaling_projection import around_of, projection
 from benchmarks.scaling_server import Setting, serving, validate
 from benchmarks.scaling_simulation import Asked, System
-from benchmarks.server_works import Question, as_input, questions, sentences
+from benchmarks.server_works import sentences
 from model_store.manifest import read_header
 from model_store.store import Store
 from serving.calibration import efficient_tokens
 from serving.config import MIB
+from serving.load import Question
+from serving.questions import as_input, questions
 
 PARTS = ("engine", "server", "limits", "projection", "page")
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "scaling.json"

@@ -17,7 +17,7 @@ from benchmarks.engine_models import open_model, random_overlay
 from benchmarks.engine_ours import Silent
 from benchmarks.scaling_costs import Batch, BatchCost, Fit, as_record, fit
 from benchmarks.server_engine import load
-from benchmarks.server_works import as_input, sentences
+from benchmarks.server_works import sentences
 from examples.ready_made import add_backbone, prepare
 from model_store.artifact import Overlay
 from model_store.backbone import Backbone
@@ -28,6 +28,7 @@ from serving.config import ServeConfig
 from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.plans import PlanCache
+from serving.questions import as_input
 from serving.service import open_backend
 from serving.tasks import LoadedVersion, load_version
 

@@ -5,6 +5,7 @@ memory and start of a replica, the board's messages, `/metrics`. Where the desig
 import dataclasses
 import gc
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -192,7 +193,7 @@ def ray_board() -> Iterator[tuple[Callable[..., Any], psutil.Process]]:
 
     ray.init(
         address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-        object_store_memory=80 << 20, logging_level="error",
+        object_store_memory=80 << 20, logging_level=logging.ERROR,
     )  # fmt: skip
     try:
         call = connect("scaling")

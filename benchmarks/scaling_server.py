@@ -21,11 +21,9 @@ import psutil
 
 from benchmarks.scaling_costs import BatchCost, RequestCost, as_record
 from benchmarks.scaling_simulation import Asked, Result, System, simulate
-from benchmarks.server_load import Server, as_bytes
-from benchmarks.server_open_loop import Client, Outcome, closed
 from benchmarks.server_running import TOKEN, free_port, running
-from benchmarks.server_works import Question
 from model_store.store import Store
+from serving.load import Client, Outcome, Question, Server, as_bytes, closed
 
 LOADS = (0.3, 0.5, 0.7, 0.85)
 """Of what the closed loop reaches, at which requests come by chance."""
@@ -101,12 +99,13 @@ class Measuring:
         self, questions: Sequence[Question], seconds: float, at_once: int = 0, rate: float = 0.0
     ) -> Seen:
         requests = itertools.cycle([as_bytes(self._server, question) for question in questions])
-        client = Client(self._server.port)
+        client = Client(self._server)
         before, began = self._used(), time.perf_counter()
+        outcomes: list[Outcome] = []
         if rate:
             outcomes = await poisson(client, requests, rate, seconds)
         else:
-            outcomes = await closed(client, requests, at_once, seconds)
+            await closed(client, requests, at_once, seconds, outcomes.append)
         taken = time.perf_counter() - began
         after = self._used()
         client.close()

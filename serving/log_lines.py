@@ -153,7 +153,7 @@ class LineServer:
         ).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Returns when all who send have ended and their last lines are written, or, where nobody
         reads what is written, soon."""
         self._server.shutdown()
