@@ -42,4 +42,5 @@ html_static_path = ["assets"]
 html_css_files = ["wide.css"]
 html_extra_path = ["assets/index.html"]
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-ASKED = 200
+ASKED = 100
 PERCENT = 25
 
 
