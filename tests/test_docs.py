@@ -210,6 +210,8 @@ def command_lines(page: Path) -> Iterator[str]:
     typed = "\n".join(blocks(page, "sh", "bash")).replace("\\\n", " ")
     indented = re.findall(r"^ {4}(taskbone .*)$", text, re.MULTILINE)
     for line in [*typed.splitlines(), *indented]:
+        if "kubectl" in line:  # whose namespaces are called taskbone, too
+            continue
         for command in re.findall(r"""(?:^|[ /("])(taskbone [a-z].*)$""", line.partition(" #")[0]):
             yield command.removesuffix(')"') if "$(taskbone" in line else command
 
