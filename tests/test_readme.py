@@ -78,6 +78,45 @@ def test_the_upload_is_taken(place: tuple[Server, Path]) -> None:
     assert (answer["task"], answer["version"]) == ("mood", 1)
 
 
+def example(place: tuple[Server, Path], name: str, *arguments: str) -> list[str]:
+    """The lines that an example prints."""
+    file = str(ROOT / "examples" / f"{name}.py")
+    return run(place, sys.executable, file, *arguments, "--url", place[0].address).splitlines()
+
+
+def test_one_text_for_all_tasks(place: tuple[Server, Path]) -> None:
+    *lines, total = example(place, "many_tasks", "A warm, funny film.", "--key", TOKEN)
+    answers = dict(line.split()[:2] for line in lines)
+    assert answers["sst2"] == "positive"
+    assert {"agnews", "banking77", "trec6"} <= answers.keys()
+    assert "mrpc" not in answers  # it takes pairs
+    assert total.startswith(f"{len(lines)} tasks in ")
+
+
+def noted(data: bytes, note: str) -> bytes:
+    """The same overlay as another file: with a note that no reader looks at."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["note"] = note
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
+
+
+def test_an_artifact_is_registered_tried_and_taken_back(place: tuple[Server, Path]) -> None:
+    first = artifact.rename((OVERLAYS / "sst2.safetensors").read_bytes(), "tone")
+    file = place[1] / "tone.safetensors"
+    file.write_bytes(first)
+    lines = example(place, "register_and_ask", str(file), "--key", ADMIN_TOKEN)
+    assert lines == ["tone: version 1 is there, ready 1/1", "tone: version 1 answers"]
+    file.write_bytes(noted(first, "the second"))
+    _, canary, active, back = example(place, "register_and_ask", str(file), "--key", ADMIN_TOKEN)
+    (asked,) = re.findall(r"version 2 as a canary answered (\d+) of 100 requests", canary)
+    assert 10 <= int(asked) <= 45
+    assert active == "tone: version 2 answers"
+    assert back == "tone: rolled back, version 1 answers"
+
+
 def test_the_task_file_is_valid() -> None:
     (block,) = blocks("yaml")
     config = TaskConfig.model_validate(yaml.safe_load(block))
