@@ -25,6 +25,8 @@ MOST_WAITING = 20_000
 MOST_AT_ONCE = 500
 GATHER_S = 0.05
 """Lines of so long a moment are written together."""
+LAST_S = 4 * GATHER_S
+"""After so long, what a process has logged has left it, unless the machine is very busy."""
 _FLUSH_S = 2.0
 """How long a process that ends waits for its last lines to go out."""
 _STDERR = 2
@@ -153,7 +155,7 @@ class LineServer:
         ).start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *error: object) -> None:
         """Returns when all who send have ended and their last lines are written, or, where nobody
         reads what is written, soon."""
         self._server.shutdown()

@@ -23,6 +23,7 @@ from serving.config import MIB, ServeConfig
 from serving.errors import ServingError
 from serving.local_key import environment_keys, prepare
 from serving.replica import LOG, OpenService, open_service
+from serving.tracing import SENT_S
 
 _RAY = "r"
 _SPARE_PORTS = 16
@@ -68,7 +69,7 @@ def _run(config: ServeConfig, open_service: OpenService, console: Console, as_js
         except KeyboardInterrupt as received:
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
         finally:
-            _stop(signals, folder)
+            _stop(signals, folder, SENT_S if config.otlp_endpoint else log_lines.LAST_S)
 
 
 def environment(config: ServeConfig, folder: Path, address: str) -> dict[str, str]:
@@ -146,11 +147,13 @@ def _watch() -> None:
     raise ServingError("Ray's processes have ended; start the server again")
 
 
-def _stop(signals: processes.Signals, folder: Path) -> None:
+def _stop(signals: processes.Signals, folder: Path, last_s: float) -> None:
     """End everything that was started: gently, until a further signal comes, then at once."""
     if ray := sys.modules.get("ray"):
         with suppress(KeyboardInterrupt), signals.interruptible():
             haproxy.drain(folder, deployment.GRACE_S)
+            # What the replicas tell of their last requests is on its way.
+            time.sleep(last_s)
         with suppress(Exception):
             ray.shutdown()
     processes.end_descendants(grace_s=2)

@@ -31,15 +31,12 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode, set_span_in_co
 from opentelemetry.trace import span as trace_span
 from opentelemetry.trace.propagation import tracecontext
 
-from serving.tracing import HeaderList
+from serving.tracing import SEND_MS, HeaderList
 from serving.types import Batch, Stages
 
 NAME = "taskbone"
 CLOSE_S = 5.0
 """How long a process that ends waits for the collector."""
-SEND_MS = 1000
-"""How long spans are gathered, unless the environment says so: what a process that is killed loses.
-The library's own 5 s would lose more, and a server's processes are killed when it stops."""
 _PATH = "/v1/traces"
 _logger = logging.getLogger("taskbone.tracing")
 

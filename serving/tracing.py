@@ -11,6 +11,12 @@ from serving.config import ServeConfig
 from serving.errors import ConfigError
 from serving.types import Stages
 
+SEND_MS = 1000
+"""How long spans are gathered, unless the environment says so: what a process that is killed loses.
+OpenTelemetry's own 5 s would lose more, and hold up the end of a server."""
+SENT_S = 1.5 * SEND_MS / 1000
+"""After so long, the spans of the last requests have been sent, if somebody takes them."""
+
 HeaderList = Iterable[tuple[bytes, bytes]]
 
 
