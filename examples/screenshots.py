@@ -30,7 +30,7 @@ from model_store.store import Store  # noqa: E402
 from serving.local_key import local_token  # noqa: E402
 
 PORT = int(os.environ.get("TASKBONE_PORT", "8765"))
-LOOKED_AT_S = 60
+LOOKED_AT_S = 45
 """How long the page looks at the server before its figures are drawn."""
 MOST_BYTES = 200_000
 Light = Literal["light", "dark"]
