@@ -6,9 +6,10 @@ One server with the ready-made tasks is asked as fast as it answers, in turns wi
 and off. Then the time of everything that is counted for a request is measured by itself, for
 batches as the server has just had them, and with what is written each second; that, over the time
 that a request takes the whole server at capacity, is the share that metrics take (target: at most
-0.01). The difference between on and off shows that nothing was forgotten, and is only as exact as
-the machine is quiet. At last, how long it takes to tell what three replicas have counted. The last
-line of output is one JSON object.
+0.01). The difference between on and off, in requests per second and in the replica's processor time
+for each, shows that nothing was forgotten, and is only as exact as the machine is quiet. At last,
+how long it takes to tell what three replicas have counted. The last line of output is one JSON
+object.
 """
 
 import argparse
@@ -17,13 +18,14 @@ import statistics
 import sys
 import tempfile
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -50,6 +52,14 @@ TIMES = Timings(0.4, 30.0, 45.0, 76.0)
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One measurement, and the replica's processor time for each request."""
+
+    load: Load
+    cpu_s: float
+
+
+@dataclass(frozen=True)
 class Batches:
     """What the server's batches had in them on the average."""
 
@@ -66,13 +76,16 @@ def main() -> int:
         prepare(store)
         infos = served(store)
         server = start(stack, store)
-        loads = in_turns(console, server, infos, arguments)
+        turns = in_turns(console, server, infos, arguments)
         batches = batches_of(server)
-    medians = {name: median(found) for name, found in loads.items()}
+    medians = {name: median([turn.load for turn in found]) for name, found in turns.items()}
     found = shares(infos, batches, medians["on"].requests_per_s)
     report: dict[str, Any] = {
         **{name: load.rounded() for name, load in medians.items()},
-        "on_over_off": compared(loads["on"], loads["off"]),
+        "on_over_off": {
+            "requests_per_s": compared(turns, lambda turn: turn.load.requests_per_s),
+            "cpu": compared(turns, lambda turn: turn.cpu_s),
+        },
         "batch": {"requests": round(batches.requests, 2), "tasks": round(batches.tasks, 2)},
         **found,
         **telling_ms(infos),
@@ -116,20 +129,34 @@ def in_turns(
     server: Server,
     infos: Sequence[TaskInfo],
     arguments: argparse.Namespace,
-) -> dict[str, list[Load]]:
-    """The server's loads, by round; what comes first changes from round to round."""
+) -> dict[str, list[Turn]]:
+    """The server's turns, by round; what comes first changes from round to round."""
     asked = questions(sentences(arguments.data), {info.task: info.takes_pairs for info in infos}, 1)
-    loads: dict[str, list[Load]] = {"on": [], "off": []}
+    turns: dict[str, list[Turn]] = {"on": [], "off": []}
+    (replica,) = (
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ServeReplica" in process.name()
+    )
     single = next(info.task for info in infos if not info.takes_pairs)
     for number in range(-1, arguments.rounds):
-        for name in sorted(loads, reverse=bool(number % 2)):
+        for name in sorted(turns, reverse=bool(number % 2)):
             switch(server, single, ON if name == "on" else OFF)
             with console.status(f"round {number + 1}, {name} ..."):
+                before = cpu_s(replica)
                 load = measure(server, asked, arguments.connections, arguments.seconds)
+                spent = cpu_s(replica) - before
             if number >= 0:  # the first warms up
-                loads[name].append(load)
+                requests = load.requests_per_s * arguments.seconds
+                turns[name].append(Turn(load, spent / requests))
     switch(server, single, ON)
-    return loads
+    return turns
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """The processor time that a process has taken."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def switch(server: Server, task: str, text: str) -> None:
@@ -153,9 +180,11 @@ def batches_of(server: Server) -> Batches:
     )
 
 
-def compared(on: Sequence[Load], off: Sequence[Load]) -> dict[str, Any]:
-    """The ratio of throughputs, round by round."""
-    ratios = [one.requests_per_s / other.requests_per_s for one, other in zip(on, off, strict=True)]
+def compared(
+    turns: Mapping[str, Sequence[Turn]], figure: Callable[[Turn], float]
+) -> dict[str, Any]:
+    """On over off, round by round."""
+    ratios = [figure(on) / figure(off) for on, off in zip(turns["on"], turns["off"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.metrics import Batches, compared, shares, telling_ms
+from benchmarks.metrics import Batches, Turn, compared, shares, telling_ms
 from benchmarks.metrics_server import COUNTING, OFF, ON, switch
 from benchmarks.server_load import Load
 from serving.metrics import Metrics
@@ -56,10 +56,14 @@ def test_a_requests_share_is_of_its_time_at_capacity() -> None:
     json.dumps(found)
 
 
-def test_servers_are_compared_round_by_round() -> None:
-    on = [Load(rate, 1.0, 2.0) for rate in (99.0, 198.0, 396.0)]
-    off = [Load(rate, 1.0, 2.0) for rate in (100.0, 200.0, 400.0)]
-    assert compared(on, off) == {"median": 0.99, "quartiles": [0.99, 0.99]}
+def test_on_and_off_are_compared_round_by_round() -> None:
+    turns = {
+        "on": [Turn(Load(rate, 1.0, 2.0), 0.003) for rate in (99.0, 198.0, 396.0)],
+        "off": [Turn(Load(rate, 1.0, 2.0), 0.003) for rate in (100.0, 200.0, 400.0)],
+    }
+    rates = compared(turns, lambda turn: turn.load.requests_per_s)
+    assert rates == {"median": 0.99, "quartiles": [0.99, 0.99]}
+    assert compared(turns, lambda turn: turn.cpu_s)["median"] == 1
 
 
 def test_what_it_takes_to_tell_is_measured_for_three_replicas() -> None:
