@@ -126,6 +126,11 @@ def answers(worker: Server) -> bool:
     return False
 
 
+def serves(worker: Server) -> bool:
+    """Whether the pod answers, and has a replica of its own that does."""
+    return answers(worker) and worker.metric("taskbone_replicas_ready") == 1
+
+
 def pids(*workers: Server) -> list[int]:
     return [one.pid for worker in workers for one in worker.replicas()]
 
@@ -142,7 +147,7 @@ def pods(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[Store, Backbone])
         workers = [made.add_worker() for _ in range(2)]
         made.deploy()
         for worker in workers:
-            wait_until(lambda worker=worker: answers(worker))  # type: ignore[misc]
+            wait_until(lambda worker=worker: serves(worker))  # type: ignore[misc]
         below += head.descendants()
         assert head.replicas() == []
         yield made
@@ -193,7 +198,7 @@ def test_a_worker_that_stops_loses_no_request_and_another_takes_its_place(
     assert there.wrong(right, made_of) + here.wrong(right, made_of) == []
     pods.workers.remove(going)
     late = pods.add_worker()
-    wait_until(lambda: answers(late) and len(pids(late)) == 1)
+    wait_until(lambda: serves(late))
     assert late.predict(TASK, "a cat").json()["version"] == 2
 
 
