@@ -25,7 +25,7 @@ from benchmarks.engine_models import Model, open_model, random_overlay
 from benchmarks.scaling_engine import KEEP, PROMPT_TOKENS
 from model_store import artifact
 from model_store.artifact import Overlay
-from model_store.backend import choose
+from model_store.backend import Backend, choose
 from model_store.durable import sha256
 from model_store.folder import FolderStorage
 from model_store.manifest import Golden
@@ -47,7 +47,8 @@ REPLICAS = (1, 10, 30, 100)
 def many_tasks(folder: Path, count: int) -> Store:
     """A store on MiniLM-L6 with the tasks `task-0`, ..., all written in one change."""
     model = open_model("minilm-l6", folder)
-    made = [_with_golden(model, number) for number in range(min(SETS, count))]
+    fp32 = choose(model.config, model.backbone.tensors, device="cpu", precision="fp32", threads=1)
+    made = [_with_golden(model, fp32, number) for number in range(min(SETS, count))]
     storage = FolderStorage(folder / "store")
 
     def change(before: Registry, _: Any) -> Registry:
@@ -67,13 +68,12 @@ def many_tasks(folder: Path, count: int) -> Store:
     return Store(storage)
 
 
-def _with_golden(model: Model, number: int) -> Overlay:
+def _with_golden(model: Model, fp32: Backend[Any], number: int) -> Overlay:
     overlay = random_overlay(model, number, KEEP, prompt_tokens=PROMPT_TOKENS)
     manifest, backbone = overlay.manifest, model.backbone
     texts = InputEncoder(backbone.tokenizer, model.config, manifest.template, manifest.max_tokens)
     text = manifest.golden[0].input
     (encoding,) = texts.encode([text])
-    fp32 = choose(model.config, backbone.tensors, device="cpu", precision="fp32", threads=1)
     (scores,) = fp32.answer([Item(encoding, 0)], [fp32.plan(overlay)])
     golden = (Golden(input=text, scores=tuple(scores.tolist())),)
     return dataclasses.replace(overlay, manifest=manifest.model_copy(update={"golden": golden}))
