@@ -37,12 +37,15 @@ class TestServe:
     def test_every_setting_has_its_option(self, store: Store, served: list[ServeConfig]) -> None:
         changed: dict[str, Any] = {}
         for name, setting in ServeConfig.model_fields.items():
-            if name in ("device", "precision"):
-                changed[name] = {"device": "cpu", "precision": "fp32"}[name]
+            if name in ("device", "precision", "log_format"):
+                others = {"device": "cpu", "precision": "fp32", "log_format": "json"}
+                changed[name] = others[name]
             elif isinstance(setting.default, int | float) and not isinstance(setting.default, bool):
                 changed[name] = setting.default + 1
             elif name in ("backbone", "host", "ray_address"):
                 changed[name] = "other"
+            elif name == "otlp_endpoint":
+                changed[name] = "http://collector:4318"
             elif name == "cache":
                 changed[name] = Path("/elsewhere")
         # As many as there are at the start, at least.
@@ -50,13 +53,13 @@ class TestServe:
         # Not on a Ray that runs already.
         grpc = {"grpc_port": changed.pop("grpc_port")}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
-        succeed("serve", *options, "--no-auth")
+        succeed("serve", *options, "--no-auth", "--no-access-log")
         succeed("serve", f"--grpc-port={grpc['grpc_port']}")
         assert served == [
-            ServeConfig(store=store.root, auth=False, **changed),
+            ServeConfig(store=store.root, auth=False, access_log=False, **changed),
             ServeConfig(store=store.root, **grpc),
         ]
-        given = changed.keys() | grpc.keys() | {"store", "auth", "signature_key"}
+        given = changed.keys() | grpc.keys() | {"store", "auth", "access_log", "signature_key"}
         assert given == ServeConfig.model_fields.keys()
 
     def test_no_backbone_is_said_before_anything_starts(
