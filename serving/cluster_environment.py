@@ -33,6 +33,9 @@ COMMON = {
 _MARK = "TASKBONE_RAY_ENVIRONMENT"
 """Says that a node's HAProxy is ours, and which; Ray's own would do without."""
 
+_LOGS = {"RAY_ROTATION_MAX_BYTES": str(100 << 20), "RAY_ROTATION_BACKUP_COUNT": "3"}
+"""Replicas' lines go into files of Ray there, which would grow with every request."""
+
 HOW = 'eval "$(taskbone ray-environment)"'
 
 
@@ -40,7 +43,7 @@ def environment() -> dict[str, str]:
     """All of a node's variables; what they point to is written."""
     folder = Path(tempfile.gettempdir()) / f"taskbone-{os.getuid()}-haproxy"
     own_folder(folder)
-    return {**needed(), **haproxy.environment(folder, None)}
+    return {**needed(), **haproxy.environment(folder, None), **_LOGS}
 
 
 def exports() -> str:
