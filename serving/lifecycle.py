@@ -208,16 +208,21 @@ class Lifecycle:
             by=change.caller.name,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        if not wait:
-            # Before it is begun: afterwards, this would take back what it has reached.
-            await asyncio.to_thread(self._put, operation)
         loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._threads, self._carry_out, operation, work)
-        if not wait:
+
+        async def begin() -> None:
+            # Noted before it is begun: afterwards, this would take back what it has reached.
+            await asyncio.to_thread(self._put, operation)
+            running = loop.run_in_executor(self._threads, self._carry_out, operation, work)
             running.add_done_callback(_swallow)
-            return operation
+
         # Whoever hangs up does not stop a change half-way.
-        return await asyncio.shield(running)
+        if wait:
+            return await asyncio.shield(
+                loop.run_in_executor(self._threads, self._carry_out, operation, work)
+            )
+        await asyncio.shield(asyncio.create_task(begin()))
+        return operation
 
     def _carry_out(self, operation: Operation, work: Callable[[Operation], Operation]) -> Operation:
         try:

@@ -123,6 +123,30 @@ def test_who_does_not_wait_gets_an_operation_that_never_goes_back(
     assert (noted[0], noted[-1]) == ("running", "done")
 
 
+def test_who_hangs_up_while_a_change_is_noted_does_not_stop_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Board.put_operation
+
+    def slow(board: Board, operation: Operation, owner: str) -> None:
+        time.sleep(0.2)
+        put(board, operation, owner)
+
+    monkeypatch.setattr(Board, "put_operation", slow)
+
+    async def hang_up() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await fleet.replicas[0].lifecycle.activate("mood", 1, OPS, wait=False)
+        await asyncio.sleep(0.5)
+
+    run(hang_up())
+    monkeypatch.setattr(Board, "put_operation", put)
+    (operation,) = fleet.board.operations()
+    wait_until(lambda: fleet.board.operations()[0].state != "running")
+    assert fleet.board.operations()[0].state == "done", operation
+
+
 def test_a_version_may_be_published_and_activated_later(fleet: Fleet) -> None:
     assert register(fleet, 2, activate=False).version == 2
     assert fleet.versions() == [1, 1, 1]
