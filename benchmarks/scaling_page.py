@@ -50,6 +50,8 @@ def tables(report: Report) -> dict[str, str]:
     if "server" in report:
         found["request"] = _request(report["server"])
         found["validation"] = _validation(report["server"])
+    if "server" in report and "limits" in report:
+        found["start"] = _start(report["server"], report["limits"])
     if "limits" in report:
         found |= _limits(report["limits"])
     if "projection" in report:
@@ -178,6 +180,19 @@ def _limits(limits: Mapping[str, Any]) -> dict[str, str]:
         ),
         "metrics": _table(("tasks asked", "series", "MB", "to make it, ms"), metrics),
     }  # fmt: skip
+
+
+def _start(server: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
+    """Measured starts, and what reading and loading alone would take with most tasks."""
+    kinds = ("one replica", "many tasks")
+    rows = [
+        (f"{server[kind]['tasks']:,}", f"{server[kind]['start_s']:,.1f}", "-") for kind in kinds
+    ]
+    for store, loaded in zip(limits["store"], limits["loaded"], strict=True):
+        reading_s = store["tasks"] * (store["read_version_ms"] + loaded["ms_a_task"]) / 1000
+        rows.append((f"{store['tasks']:,}", "-", f"{reading_s:,.1f}"))
+    rows.sort(key=lambda row: int(row[0].replace(",", "")))
+    return _table(("tasks", "a server's start, s (measured)", "reading and loading, s"), rows)
 
 
 def _figure(row: Mapping[str, Any] | None, name: str, places: int, times: float = 1.0) -> str:

@@ -72,14 +72,16 @@ def serving(store: Store, setting: Setting) -> Iterator["Measuring"]:
     command += ["--port", str(port), "--replicas", str(setting.replicas)]
     command += ["--engine-threads", str(setting.threads)]
     command += ["--max-batch-tokens", str(setting.batch_tokens), *setting.options]
+    began = time.perf_counter()
     with running(command, port, {"TASKBONE_TOKEN": TOKEN}):
-        yield Measuring(Server(port, TOKEN), setting)
+        yield Measuring(Server(port, TOKEN), setting, time.perf_counter() - began)
 
 
 class Measuring:
     """Asks a running server, and looks at its processes meanwhile."""
 
-    def __init__(self, server: Server, setting: Setting) -> None:
+    def __init__(self, server: Server, setting: Setting, start_s: float) -> None:
+        self.start_s = start_s
         self._server = server
         self._setting = setting
         children = psutil.Process().children(recursive=True)
@@ -109,23 +111,44 @@ class Measuring:
         taken = time.perf_counter() - began
         after = self._used()
         client.close()
-        busy = {part: (after[part] - before[part]) / len(outcomes) for part in after}
-        return seen(outcomes, taken, busy)
+        return seen(outcomes, taken, self._shares(before, after, len(outcomes)))
 
-    def _used(self) -> dict[str, float]:
-        """Seconds of a core of each part since it began."""
-        threads = [_by_thread(replica) for replica in self._replicas]
-        return {
-            # The engine's threads have done most, the event loop's most of the others.
-            "engine": sum(sum(times[: self._setting.threads]) for times in threads),
-            "loop": sum(sum(times[self._setting.threads :]) for times in threads),
-            "door": sum(_by_process(door) for door in self._doors),
-            "client": _by_process(psutil.Process()),
+    def _used(self) -> "_Used":
+        """Seconds of a core since each began."""
+        return _Used(
+            [_by_thread(replica) for replica in self._replicas],
+            sum(_by_process(door) for door in self._doors),
+            _by_process(psutil.Process()),
+        )
+
+    def _shares(self, before: "_Used", after: "_Used", requests: int) -> dict[str, float]:
+        """What each part has done meanwhile, for one request."""
+        engine = loop = 0.0
+        for then, now in zip(before.threads, after.threads, strict=True):
+            # The engine's threads have done most; nearly all of the rest is the event loop's.
+            times = sorted((now[key] - then.get(key, 0.0) for key in now), reverse=True)
+            engine += sum(times[: self._setting.threads])
+            loop += sum(times[self._setting.threads :])
+        parts = {
+            "engine": engine,
+            "loop": loop,
+            "door": after.doors - before.doors,
+            "client": after.client - before.client,
         }
+        return {name: seconds / requests for name, seconds in parts.items()}
 
 
-def _by_thread(process: psutil.Process) -> list[float]:
-    return sorted((one.user_time + one.system_time for one in process.threads()), reverse=True)
+@dataclass(frozen=True)
+class _Used:
+    """Seconds of a core: of each replica's threads, by their numbers; of doors; of the client."""
+
+    threads: list[dict[int, float]]
+    doors: float
+    client: float
+
+
+def _by_thread(process: psutil.Process) -> dict[int, float]:
+    return {one.id: one.user_time + one.system_time for one in process.threads()}
 
 
 def _by_process(process: psutil.Process) -> float:
@@ -234,6 +257,8 @@ def validate(
         open_loop = Asked(**base | {"rate": rate})
         runs[f"{load:.0%} by chance"] = foretell(system, cost, around, open_loop, measured)
     return {
+        "tasks": asked.tasks,
+        "start_s": round(measuring.start_s, 2),
         "request": as_record(around),
         "engine_core_us": round(1e6 * many.busy["engine"], 1),
         "runs": runs,
