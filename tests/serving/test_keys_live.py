@@ -3,6 +3,8 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -94,24 +96,29 @@ def test_rays_own_services_refuse_who_does_not_know_rays_token(
 ) -> None:
     """The neighbours on this machine, whom loopback does not keep out."""
     server, _ = place
-    # As far as the kernel keeps a name.
-    agents = ("ray::RuntimeEnv", "ray::DashboardA")
 
-    def ports() -> list[int]:
-        return [
-            connection.laddr.port
+    def ports() -> dict[str, set[int]]:
+        return {
+            process.name(): {
+                one.laddr.port
+                for one in process.net_connections("inet")
+                if one.status == psutil.CONN_LISTEN
+            }
             for process in server.descendants()
-            if process.name().startswith(agents)
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == "127.0.0.1"
-        ]
+            # As far as the kernel keeps a name: the one runs commands, the other submits jobs.
+            if process.name().startswith(("ray::RuntimeEnv", "ray::DashboardA"))
+        }
 
-    # Runs commands; submits jobs.
-    wait_until(lambda: len(ports()) == 2)
-    for port in ports():
-        for path in ("/api/job_agent/jobs/", "/get_or_create_runtime_env", "/logs"):
-            answer = httpx.post(f"http://127.0.0.1:{port}{path}", timeout=60, trust_env=False)
-            assert answer.status_code == 401
+    wait_until(lambda: len(found := ports()) == 2 and all(found.values()), lambda: str(ports()))
+    for agent, opened in ports().items():
+        refused = 0
+        for port, path in product(opened, ("/api/job_agent/jobs/", "/get_or_create_runtime_env")):
+            # Some have a port that speaks gRPC as well.
+            with suppress(httpx.TransportError):
+                answer = httpx.post(f"http://127.0.0.1:{port}{path}", timeout=60, trust_env=False)
+                assert answer.status_code == 401, f"{agent}, {port}{path}"
+                refused += 1
+        assert refused >= 2, agent
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/%2d/routes", "/-/nothing"])
