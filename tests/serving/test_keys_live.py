@@ -110,15 +110,16 @@ def test_rays_own_services_refuse_who_does_not_know_rays_token(
         }
 
     wait_until(lambda: len(found := ports()) == 2 and all(found.values()), lambda: str(ports()))
+    refused = 0
     for agent, opened in ports().items():
-        refused = 0
         for port, path in product(opened, ("/api/job_agent/jobs/", "/get_or_create_runtime_env")):
-            # Some have a port that speaks gRPC as well.
+            # Some have a port that speaks gRPC. Beside another Ray of this machine, whose agent has
+            # the usual port already, one of them has no other.
             with suppress(httpx.TransportError):
                 answer = httpx.post(f"http://127.0.0.1:{port}{path}", timeout=60, trust_env=False)
                 assert answer.status_code == 401, f"{agent}, {port}{path}"
                 refused += 1
-        assert refused >= 2, agent
+    assert refused >= 2
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/%2d/routes", "/-/nothing"])
