@@ -5,8 +5,9 @@
     python -m benchmarks.scaling --only page         # write docs/scaling.md's figures again
 
     engine     what a batch costs: tokens, sequences, tasks, warm and cold
-    server     what a request costs around it; each load beside the simulation's prediction
+    server     what a request costs around it; throughput and latency at several loads
     limits     10,000 tasks in the registry, the store, a replica's memory; the board; /metrics
+    validation each load of those servers, as the simulation foretells it
     projection from these: tasks, skew, memory, replicas, nodes; GPUs by assumption
     page       the figures in docs/scaling.md and its plots
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ from rich.console import Console
 
 from benchmarks import machine, scaling_gpu, scaling_limits
 from benchmarks.engine_models import zipf_tasks
-from benchmarks.scaling_engine import backend_of, cost_of, drawn, measure, ready_made
+from benchmarks.scaling_engine import backend_of, drawn, measure, ready_made
 from benchmarks.scaling_page import write_page
-from benchmarks.scaling_plans import PlanSizes
-from benchmarks.scaling_projection import around_of, projection
-from benchmarks.scaling_server import Setting, serving, validate
-from benchmarks.scaling_simulation import Asked, System
+from benchmarks.scaling_projection import projection
+from benchmarks.scaling_server import Setting, serving
+from benchmarks.scaling_server import measure as measure_server
+from benchmarks.scaling_validation import around_of, validation
 from benchmarks.server_works import sentences
 from model_store.manifest import read_header
 from model_store.store import Store
@@ -37,8 +39,9 @@ from serving.calibration import efficient_tokens
 from serving.config import MIB
 from serving.load import Question
 from serving.questions import as_input, questions
+from serving.tasks import LoadedVersion
 
-PARTS = ("engine", "server", "limits", "projection", "page")
+PARTS = ("engine", "server", "limits", "validation", "projection", "page")
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "scaling.json"
 MANY = 1000
 """Tasks of the server whose plans do not all fit in."""
@@ -88,53 +91,71 @@ def engine(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
 def server(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
     """Three servers: one replica, two, and one with more tasks than plans fit in."""
     seconds = 2.0 if quick else 10.0
-    found: dict[str, Any] = {}
     tokens = report["engine"]["batch_tokens"]
     own = ready_made(folder)
     store = Store(folder / "ready-made")
     names = store.task_names()
     pairs = {name: read_header(store.read(name)[1])[0].takes_pairs for name in names}
-    asked = Asked(tasks=len(names), skew=0.0, lengths=_lengths(own.versions))
-    for name, replicas, threads in (("one replica", 1, 2), ("two replicas", 2, 1)):
+    asked = questions(sentences(None), pairs, 1)
+    found: dict[str, Any] = {}
+    for name, replicas, threads in (("one replica", 1, CORES), ("two replicas", 2, 1)):
         kind = "ready-made" if threads == CORES else "ready-made, one thread"
-        cost = cost_of(report["engine"][kind])
-        system = System(cores=CORES, replicas_per_node=replicas, engine_threads=threads,
-                        batch_tokens=tokens)  # fmt: skip
+        setup = _setup(kind, replicas, threads, len(names), 0.0, own.versions)
         with serving(store, Setting(name, replicas, threads, tokens)) as running:
-            given = questions(sentences(None), pairs, 1)
-            found[name] = validate(running, given, system, cost, asked, seconds)
-    found["many tasks"] = _many(report, folder, seconds, around_of(found["one replica"]))
-    return found
-
-
-def _many(report: dict[str, Any], folder: Path, seconds: float, around: Any) -> dict[str, Any]:
-    kind, tokens = report["engine"]["drawn"], report["engine"]["batch_tokens"]
+            found[name] = measure_server(running, asked, seconds) | {"setup": setup}
+    around = around_of(found["one replica"])
     place = folder / "many"
     place.mkdir()
     store = scaling_limits.many_tasks(place, MANY)
-    texts = sentences(None)
-    given = [
-        Question(f"/v1/tasks/task-{task}/predict", json.dumps({"inputs": [texts[number % 800]]}))
-        for number, task in enumerate(zipf_tasks(MANY, 20_000, seed=1))
-    ]
-    plans = PlanSizes(
-        kind["ready_bytes"], kind["warm_bytes"], PLANS_MIB * MIB, kind["build_ms"] / 1000
-    )
-    system = System(cores=CORES, batch_tokens=tokens, plans=plans)
-    asked = Asked(tasks=MANY, lengths=_lengths(drawn(folder, 1).versions))
+    setup = _setup("drawn", 1, CORES, MANY, 1.0, drawn(folder, 1).versions, PLANS_MIB * MIB)
     options = ("--plan-cache-bytes", str(PLANS_MIB * MIB))
     with serving(store, Setting("many tasks", 1, CORES, tokens, options)) as running:
-        return validate(running, given, system, cost_of(kind), asked, seconds, around)
+        measured = measure_server(running, _zipf_questions(), seconds, around)
+        found["many tasks"] = measured | {"setup": setup}
+    return found
 
 
-def _lengths(versions: Any) -> tuple[int, ...]:
+def _setup(
+    kind: str,
+    replicas: int,
+    threads: int,
+    tasks: int,
+    skew: float,
+    versions: Sequence[LoadedVersion],
+    plan_bytes: int = 0,
+) -> dict[str, Any]:
+    """What a simulation of a server needs beside its costs; 0 plan bytes: all tasks are warm."""
+    return {
+        "kind": kind,
+        "cores": CORES,
+        "replicas": replicas,
+        "threads": threads,
+        "tasks": tasks,
+        "skew": skew,
+        "plan_bytes": plan_bytes,
+        "lengths": _lengths(versions),
+    }
+
+
+def _zipf_questions() -> list[Question]:
+    texts = sentences(None)
+    return [
+        Question(
+            f"/v1/tasks/task-{task}/predict",
+            json.dumps({"inputs": [texts[number % len(texts)]]}),
+        )
+        for number, task in enumerate(zipf_tasks(MANY, 20_000, seed=1))
+    ]
+
+
+def _lengths(versions: Sequence[LoadedVersion]) -> list[int]:
     """Tokens of the sentences that are asked, prompt included, over all tasks."""
     found = []
     for number, text in enumerate(sentences(None)):
         version = versions[number % len(versions)]
         (one,) = version.texts.encode([as_input(text, version.info.takes_pairs)])
         found.append(len(one.token_ids) + version.info.prompt_tokens)
-    return tuple(found)
+    return found
 
 
 def limits(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
@@ -168,7 +189,18 @@ def project(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]
     }
 
 
-_MAKERS = {"engine": engine, "server": server, "limits": limits, "projection": project}
+def validate(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
+    """What the simulation foretells of the measured servers."""
+    return validation(report, quick)
+
+
+_MAKERS = {
+    "engine": engine,
+    "server": server,
+    "limits": limits,
+    "validation": validate,
+    "projection": project,
+}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def tables(report: Report) -> dict[str, str]:
         found["batch"] = _batch(report["engine"])
     if "server" in report:
         found["request"] = _request(report["server"])
-        found["validation"] = _validation(report["server"])
+    if "validation" in report:
+        found["validation"] = _validation(report["validation"])
     if "server" in report and "limits" in report:
         found["start"] = _start(report["server"], report["limits"])
     if "limits" in report:
@@ -120,10 +121,10 @@ def _request(server: Mapping[str, Any]) -> str:
     return _table(("microseconds for one request", *kinds), rows)
 
 
-def _validation(server: Mapping[str, Any]) -> str:
+def _validation(validation: Mapping[str, Any]) -> str:
     rows = []
-    for kind, found in server.items():
-        for load, figures in found["runs"].items():
+    for kind, runs in validation.items():
+        for load, figures in runs.items():
             shown = (("rate", 0), ("p50_ms", 1), ("p99_ms", 1))
             cells = (_beside(figures[name], places) for name, places in shown)
             rows.append((f"{kind}, {load}", *cells))
@@ -186,7 +187,8 @@ def _start(server: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
     """Measured starts, and what reading and loading alone would take with most tasks."""
     kinds = ("one replica", "many tasks")
     rows = [
-        (f"{server[kind]['tasks']:,}", f"{server[kind]['start_s']:,.1f}", "-") for kind in kinds
+        (f"{server[kind]['setup']['tasks']:,}", f"{server[kind]['start_s']:,.1f}", "-")
+        for kind in kinds
     ]
     for store, loaded in zip(limits["store"], limits["loaded"], strict=True):
         reading_s = store["tasks"] * (store["read_version_ms"] + loaded["ms_a_task"]) / 1000
@@ -272,15 +274,14 @@ def _projection(found: Mapping[str, Any]) -> dict[str, str]:
 def plots(report: Report) -> dict[str, str]:
     """SVG files by name; what the report lacks is left out."""
     found = {}
-    if "server" in report:
-        found["scaling-validation.svg"] = _validation_plot(report["server"])
+    if "validation" in report:
+        found["scaling-validation.svg"] = _validation_plot(report["validation"]["one replica"])
     if "projection" in report:
         found["scaling-tasks.svg"] = _tasks_plot(report["projection"]["tasks"])
     return found
 
 
-def _validation_plot(server: Mapping[str, Any]) -> str:
-    runs = server["one replica"]["runs"]
+def _validation_plot(runs: Mapping[str, Any]) -> str:
     loads = {int(name.split("%")[0]): row for name, row in runs.items() if "%" in name}
     series = [
         Series(

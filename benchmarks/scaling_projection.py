@@ -13,8 +13,8 @@ from benchmarks.scaling_costs import (
     popularity,
 )
 from benchmarks.scaling_engine import cost_of
-from benchmarks.scaling_plans import PlanSizes
 from benchmarks.scaling_simulation import Asked, System, simulate
+from benchmarks.scaling_validation import around_of, plans_of
 from serving.config import GIB
 
 TASKS = (1, 10, 100, 1_000, 10_000)
@@ -27,18 +27,6 @@ CORES = 4
 """Of a projected node: two for the engine, and two for all around it."""
 
 
-def around_of(record: dict[str, Any]) -> RequestCost:
-    """What a request costs around the forward on a machine whose clients are elsewhere."""
-    given = record["request"]
-    return RequestCost(
-        loop_s=given["loop_us"] / 1e6,
-        door_s=given["door_us"] / 1e6,
-        client_s=given["client_us"] / 1e6,
-        wait_s=given["wait_us"] / 1e6,
-        input_s=given["input_us"] / 1e6,
-    )
-
-
 def projection(report: dict[str, Any], quick: bool) -> dict[str, Any]:
     """All of it, from the measured parts of a report."""
     return {
@@ -46,11 +34,6 @@ def projection(report: dict[str, Any], quick: bool) -> dict[str, Any]:
         "nodes": _by_nodes(report, quick),
         "gpu_nodes": _on_gpus(report, quick),
     }
-
-
-def _plans(kind: dict[str, Any], gib: float) -> PlanSizes:
-    budget = round(gib * GIB)
-    return PlanSizes(kind["ready_bytes"], kind["warm_bytes"], budget, kind["build_ms"] / 1000)
 
 
 def _elsewhere(record: dict[str, Any]) -> RequestCost:
@@ -65,7 +48,7 @@ def _by_tasks(report: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for skew in SKEWS:
         for gib in BUDGETS_GIB:
-            room = _plans(kind, gib).room
+            room = plans_of(kind, gib * GIB).room
             for tasks in TASKS:
                 work = Work(tasks, skew, kind["tokens"])
                 replica = Replica(tokens, room, threads=2)
@@ -92,7 +75,7 @@ def _by_nodes(report: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
     """Simulated: nodes that each have a replica and a front door, all asked for 1,000 tasks."""
     kind, tokens = report["engine"]["drawn"], report["engine"]["batch_tokens"]
     cost, around = cost_of(kind), _elsewhere(report["server"]["one replica"])
-    plans = _plans(kind, 1)
+    plans = plans_of(kind, GIB)
     work = Work(1_000, 1.0, kind["tokens"])
     most = capacity(cost, around, work, Replica(tokens, plans.room, 2)).requests_per_s
     found = []

@@ -1,8 +1,8 @@
-"""Measures a whole server on this machine, and has the simulation say what it should have measured.
+"""Measures a whole server on this machine: what a request costs around the forward, and how fast it
+answers at several loads. `scaling_validation` has the simulation foretell the same.
 
-What a request costs around the forward is taken from the processor time of the server's threads, of
-HAProxy and of the client, at 64 requests under way; what it waits besides, from one at a time. All
-other figures are then foretold, and compared.
+The costs are the processor time of the server's threads, of HAProxy and of the client, at 64
+requests under way; what a request waits besides is taken from one at a time.
 """
 
 import asyncio
@@ -19,8 +19,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.scaling_costs import BatchCost, RequestCost, as_record
-from benchmarks.scaling_simulation import Asked, Result, System, simulate
+from benchmarks.scaling_costs import RequestCost, as_record
 from benchmarks.server_running import TOKEN, free_port, running
 from model_store.store import Store
 from serving.load import Client, Outcome, Question, Server, as_bytes, closed
@@ -28,10 +27,9 @@ from serving.load import Client, Outcome, Question, Server, as_bytes, closed
 LOADS = (0.3, 0.5, 0.7, 0.85)
 """Of what the closed loop reaches, at which requests come by chance."""
 AT_ONCE = 64
+_TOLD = ("forward", "queue", "total")
 SEVERAL = 16
 """Inputs of a request, for what each beyond the first costs."""
-SIMULATED_S = 20.0
-QUANTILES = (0.5, 0.99)
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,9 @@ class Seen:
     p99_ms: float
     mean_ms: float
     forward_ms: float
+    """Means of what the answers tell of themselves, this one and the next two."""
+    queue_ms: float
+    total_ms: float
     busy: dict[str, float]
     """Seconds of a core for one request: `loop`, `engine`, `door`, `client`."""
 
@@ -175,11 +176,10 @@ def seen(outcomes: Sequence[Outcome], seconds: float, busy: dict[str, float]) ->
         raise SystemExit(f"the server answered {sorted(wrong)}; it should not be overloaded")
     latencies = sorted(1000 * one.latency_s for one in outcomes)
     cuts = statistics.quantiles(latencies, n=100)
-    forwards = [json.loads(one.body)["timings_ms"]["forward_ms"] for one in outcomes]
-    return Seen(
-        len(outcomes) / seconds, cuts[49], cuts[98], statistics.mean(latencies),
-        statistics.mean(forwards), busy,
-    )  # fmt: skip
+    told = [json.loads(one.body)["timings_ms"] for one in outcomes]
+    means = (statistics.mean(one[f"{part}_ms"] for one in told) for part in _TOLD)
+    rate = len(outcomes) / seconds
+    return Seen(rate, cuts[49], cuts[98], statistics.mean(latencies), *means, busy)
 
 
 def request_cost(many: Seen, one: Seen, batch_s: float) -> RequestCost:
@@ -192,31 +192,6 @@ def request_cost(many: Seen, one: Seen, batch_s: float) -> RequestCost:
     )
 
 
-def foretell(
-    system: System, cost: BatchCost, around: RequestCost, asked: Asked, measured: Seen
-) -> dict[str, Any]:
-    """What the simulation has beside what was measured; errors as shares of the measured."""
-    found = simulate(system, cost, around, asked, seconds=SIMULATED_S, warm_up_s=2.0)
-    figures = {
-        "rate": (found.answered_per_s, measured.rate),
-        "p50_ms": (found.quantile_ms(0.5), measured.p50_ms),
-        "p99_ms": (found.quantile_ms(0.99), measured.p99_ms),
-        "mean_ms": (found.mean_ms, measured.mean_ms),
-    }
-    return {
-        name: {
-            "measured": round(real, 2),
-            "simulated": round(made_up, 2),
-            "error": round(made_up / real - 1, 3),
-        }
-        for name, (made_up, real) in figures.items()
-    } | {"misses": round(found.miss_share, 4), "sequences": round(_per_batch(found), 2)}
-
-
-def _per_batch(found: Result) -> float:
-    return found.batch_sequences / found.batches if found.batches else 0.0
-
-
 def with_inputs(questions: Sequence[Question], inputs: int) -> list[Question]:
     """The same, each with its input so many times."""
     return [
@@ -225,39 +200,31 @@ def with_inputs(questions: Sequence[Question], inputs: int) -> list[Question]:
     ]
 
 
-def validate(
+def measure(
     measuring: Measuring,
     questions: Sequence[Question],
-    system: System,
-    cost: BatchCost,
-    asked: Asked,
     seconds: float,
     around: RequestCost | None = None,
 ) -> dict[str, Any]:
-    """One server: what its requests cost (unless it is known), and every load beside its foretold
-    figures. `asked`: what `questions` ask, without how often."""
+    """One server: what its requests cost around the forward, unless that is known, and every load
+    with what came out."""
     measuring.closed(questions, AT_ONCE, seconds)  # plans become warm
     one = measuring.closed(questions, 1, seconds)
     many = measuring.closed(questions, AT_ONCE, seconds)
     if around is None:
-        around = request_cost(many, one, one.forward_ms / 1000)
         several = measuring.closed(with_inputs(questions, SEVERAL), AT_ONCE // SEVERAL, seconds)
+        around = request_cost(many, one, one.forward_ms / 1000)
         further_s = (several.busy["loop"] - around.loop_s) / (SEVERAL - 1)
         around = replace(around, input_s=max(0.0, further_s))
-    base = asdict(asked)
     runs: dict[str, Any] = {
-        "one at a time": foretell(system, cost, around, Asked(**base | {"clients": 1}), one),
-        f"{AT_ONCE} at a time": foretell(
-            system, cost, around, Asked(**base | {"clients": AT_ONCE}), many
-        ),
+        "one at a time": one.record() | {"clients": 1},
+        f"{AT_ONCE} at a time": many.record() | {"clients": AT_ONCE},
     }
     for load in LOADS:
         rate = load * many.rate
-        measured = measuring.by_chance(questions, rate, seconds)
-        open_loop = Asked(**base | {"rate": rate})
-        runs[f"{load:.0%} by chance"] = foretell(system, cost, around, open_loop, measured)
+        found = measuring.by_chance(questions, rate, seconds)
+        runs[f"{load:.0%} by chance"] = found.record() | {"offered": round(rate, 2)}
     return {
-        "tasks": asked.tasks,
         "start_s": round(measuring.start_s, 2),
         "request": as_record(around),
         "engine_core_us": round(1e6 * many.busy["engine"], 1),

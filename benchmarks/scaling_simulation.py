@@ -2,12 +2,11 @@
 
 Who is let in, and what goes into a batch, is decided by the server's own `serving.admission`, and
 which plans are warm by its own `serving.plans`. How long a batch and the work around it take comes
-from `scaling_costs`. Threads of one machine share its cores alike.
+from `scaling_costs`. Threads of one machine share its cores.
 """
 
 import itertools
-from collections import deque
-from collections.abc import Callable
+import random
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scaling_costs import Batch, BatchCost, Numbers, RequestCost, popularity
+from benchmarks.scaling_machine import Call, Clock, Cores, Thread
 from benchmarks.scaling_plans import PlanSizes, VirtualPlans
 from serving.admission import Admission, Limits
 from serving.batching import Part, Request
 from serving.errors import ServingError
-
-Call = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class System:
     """How many machines there are, and what is on each."""
 
     nodes: int = 1
-    cores: float = 2.0
+    cores: int = 2
     """Of each node."""
     replicas_per_node: int = 1
     engine_threads: int = 2
@@ -93,92 +91,6 @@ class Result:
         return self.misses / self.lookups if self.lookups else 0.0
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._events: list[tuple[float, int, Call]] = []
-        self._number = itertools.count()
-
-    def at(self, when: float, call: Call) -> None:
-        heappush(self._events, (when, next(self._number), call))
-
-    def run(self, until: float) -> None:
-        events = self._events
-        while events and events[0][0] <= until:
-            self.now, _, call = heappop(events)
-            call()
-        self.now = until
-
-
-class _Cores:
-    """A machine's cores: every thread that computes is as fast as any other."""
-
-    def __init__(self, clock: _Clock, count: float) -> None:
-        self._clock = clock
-        self._count = count
-        self._speed = 1.0
-        self._done = 0.0  # what a thread that computed all the time would have done, in seconds
-        self._since = 0.0
-        self._threads = 0
-        self._turn = 0
-        self._jobs: list[tuple[float, int, int, Call]] = []
-        self._number = itertools.count()
-
-    def run(self, work_s: float, threads: int, then: Call) -> None:
-        """`work_s`: what it takes on `threads` cores of its own."""
-        self._advance()
-        self._threads += threads
-        heappush(self._jobs, (self._done + work_s, next(self._number), threads, then))
-        self._plan()
-
-    def _advance(self) -> None:
-        self._done += (self._clock.now - self._since) * self._speed
-        self._since = self._clock.now
-
-    def _plan(self) -> None:
-        self._turn += 1
-        if self._jobs:
-            self._speed = min(1.0, self._count / self._threads)
-            left = max(0.0, self._jobs[0][0] - self._done)
-            turn = self._turn
-            self._clock.at(self._clock.now + left / self._speed, lambda: self._finish(turn))
-
-    def _finish(self, turn: int) -> None:
-        if turn != self._turn:
-            return  # others have begun or ended meanwhile
-        self._advance()
-        self._done, _, threads, then = heappop(self._jobs)
-        self._threads -= threads
-        self._plan()
-        then()
-
-
-class _Thread:
-    """Does one thing after the other."""
-
-    def __init__(self, cores: _Cores) -> None:
-        self._cores = cores
-        self._waiting: deque[tuple[float, Call]] = deque()
-        self._busy = False
-
-    def do(self, work_s: float, then: Call) -> None:
-        if not work_s:
-            then()
-        elif self._busy:
-            self._waiting.append((work_s, then))
-        else:
-            self._busy = True
-            self._cores.run(work_s, 1, lambda: self._done(then))
-
-    def _done(self, then: Call) -> None:
-        if self._waiting:
-            work_s, after = self._waiting.popleft()
-            self._cores.run(work_s, 1, lambda: self._done(after))
-        else:
-            self._busy = False
-        then()
-
-
 @dataclass(eq=False, slots=True)
 class _Asking:
     """A request on its way."""
@@ -194,10 +106,10 @@ class _Asking:
 class _Replica:
     """An event loop, and an engine with its queue and its plans."""
 
-    def __init__(self, run: "_Run", cores: _Cores) -> None:
+    def __init__(self, run: "_Run", cores: Cores) -> None:
         self._run = run
         self._cores = cores
-        self.loop = _Thread(cores)
+        self.loop = Thread(cores)
         system = run.system
         limits = Limits(system.batch_tokens, system.queued_tokens, system.queued_s)
         self._admission: Admission[_Asking] = Admission(limits)
@@ -279,11 +191,14 @@ class _Door:
     """Sends each request to the replica with the fewest of its own under way; of equal ones, to the
     one that got none for longest."""
 
-    def __init__(self, cores: _Cores, replicas: list[_Replica]) -> None:
-        self.thread = _Thread(cores)
+    def __init__(self, cores: Cores, replicas: list[_Replica], first: int) -> None:
+        """`first`: the replica that gets its first request; doors that began alike would all send
+        to the same one at a time."""
+        self.thread = Thread(cores)
         self._replicas = replicas
         self._under_way = [0] * len(replicas)
-        self._order = [(0, number, number) for number in range(len(replicas))]
+        count = len(replicas)
+        self._order = [(0, (number - first) % count, number) for number in range(count)]
         heapify(self._order)
         self._turn = itertools.count(len(replicas))
 
@@ -313,24 +228,25 @@ class _Run:
         self, system: System, cost: BatchCost, around: RequestCost, asked: Asked, seed: int
     ) -> None:
         self.system, self.cost, self.around, self.asked = system, cost, around, asked
-        self.clock = _Clock()
+        self.clock = Clock()
         self.shares: Numbers = popularity(asked.tasks, asked.skew)
         self.result = Result(0.0)
         self._chance = np.random.default_rng(seed)
         self._cumulative = self.shares.cumsum()
-        nodes = [_Cores(self.clock, system.cores) for _ in range(system.nodes)]
+        nodes = [Cores(self.clock, system.cores) for _ in range(system.nodes)]
         self.replicas = [
             _Replica(self, cores) for cores in nodes for _ in range(system.replicas_per_node)
         ]
         self._doors = [
-            _Door(nodes[number % len(nodes)], self.replicas) for number in range(system.doors)
+            _Door(nodes[number % len(nodes)], self.replicas, number % len(self.replicas))
+            for number in range(system.doors)
         ]
-        self._client = _Thread(nodes[0])
+        self._client = Thread(nodes[0])
         self._drawn = 0
         self._tasks: Any = ()
         self._lengths: Any = ()
         self._at = 0
-        self._next_door = itertools.cycle(self._doors)
+        self._door_chance = random.Random(seed)
 
     def note_batch(self, sequences: int, tasks: int, cold: int) -> None:
         result = self.result
@@ -374,7 +290,7 @@ class _Run:
         self.result.under_way += 1
         around, clock = self.around, self.clock
         loop_s = around.loop_of(len(lengths))
-        door = next(self._next_door)
+        door = self._door_chance.choice(self._doors)
         came = clock.now
 
         def to_door() -> None:
