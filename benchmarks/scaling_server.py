@@ -177,9 +177,9 @@ def seen(outcomes: Sequence[Outcome], seconds: float, busy: dict[str, float]) ->
     latencies = sorted(1000 * one.latency_s for one in outcomes)
     cuts = statistics.quantiles(latencies, n=100)
     told = [json.loads(one.body)["timings_ms"] for one in outcomes]
-    means = (statistics.mean(one[f"{part}_ms"] for one in told) for part in _TOLD)
-    rate = len(outcomes) / seconds
-    return Seen(rate, cuts[49], cuts[98], statistics.mean(latencies), *means, busy)
+    forward, queue, total = (statistics.mean(one[f"{part}_ms"] for one in told) for part in _TOLD)
+    rate, mean = len(outcomes) / seconds, statistics.mean(latencies)
+    return Seen(rate, cuts[49], cuts[98], mean, forward, queue, total, busy)
 
 
 def request_cost(many: Seen, one: Seen, batch_s: float) -> RequestCost:

@@ -60,13 +60,17 @@ class VersionInfo:
 class Store:
     """A store in a folder, which need not exist before the first write, or in another storage.
 
-    Holds no state of its own: every call reads the registry. May be used by many threads and
-    processes at once. Every method raises `StoreError` when the storage cannot be read or written,
-    or is damaged.
+    Every call asks whether the registry has changed, and reads it again only then. May be used by
+    many threads and processes at once. Every method raises `StoreError` when the storage cannot be
+    read or written, or is damaged.
     """
 
     def __init__(self, storage: Path | Storage) -> None:
         self._storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+        self._known: tuple[Token | None, Registry] = (None, Registry())
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[Storage]]:
+        return Store, (self._storage,)  # without the registry, which can have megabytes
 
     @property
     def location(self) -> str:
@@ -102,7 +106,14 @@ class Store:
 
     def registry(self) -> Registry:
         """All that the store says of its backbones, tasks and versions."""
-        return self._storage.load()[1]
+        return self._load()[1]
+
+    def _load(self) -> tuple[Token | None, Registry]:
+        """The registry, and a token that is no newer."""
+        token, known = self.state_token(), self._known
+        if token is None or token != known[0]:
+            known = self._known = self._storage.load()
+        return known
 
     def tasks(self) -> dict[str, VersionInfo]:
         """The active version of every task that has one, in order of task names."""
@@ -139,7 +150,7 @@ class Store:
         Raises `NotFoundError` for an unknown task or version, or a task without active version.
         """
         while True:
-            token, registry = self._storage.load()
+            token, registry = self._load()
             number = registry.active(task) if version is None else version
             info, record = version_info(registry, task, number), registry.version(task, number)
             place = self._storage.version_place(task, number, record)
@@ -192,7 +203,7 @@ class Store:
         Raises `NotFoundError` that lists the backbones.
         """
         while True:
-            token, registry = self._storage.load()
+            token, registry = self._load()
             fingerprint = registry.fingerprint_of(name_or_fingerprint_prefix)
             try:
                 return self._storage.backbone_folder(fingerprint, registry.backbones[fingerprint])

@@ -1,5 +1,6 @@
 """The store as its users see it: what each call changes, and what it says of wrong things."""
 
+import copy
 import hashlib
 import json
 import re
@@ -481,3 +482,24 @@ def test_infos_are_immutable(store: Store) -> None:
     info: VersionInfo = store.publish(FIRST)
     with pytest.raises(AttributeError):
         info.version = 7  # type: ignore[misc]
+
+
+class TestTheRegistryInMemory:
+    def test_is_read_again_only_when_it_has_changed(self, store: Store) -> None:
+        other = Store(store.root)
+        store.publish(FIRST)
+        before = store.registry()
+        assert store.registry() is before
+        assert store.read("mood")[1] == b"first"
+        assert store.registry() is before
+        other.publish(SECOND)
+        assert store.read("mood")[1] == b"second"
+        assert store.registry() is not before
+
+    def test_is_not_sent_along(self, store: Store) -> None:
+        store.publish(FIRST)
+        known = store.registry()
+        sent = copy.copy(store)  # by the same method as pickle, which Ray uses
+        assert sent.location == store.location
+        assert sent.registry() == known
+        assert sent.registry() is not known
