@@ -29,7 +29,7 @@ from benchmarks.engine_models import zipf_tasks
 from benchmarks.scaling_engine import backend_of, drawn, measure, ready_made
 from benchmarks.scaling_page import write_page
 from benchmarks.scaling_projection import projection
-from benchmarks.scaling_server import Setting, serving
+from benchmarks.scaling_server import Setting, serving, start_s
 from benchmarks.scaling_server import measure as measure_server
 from benchmarks.scaling_validation import around_of, validation
 from benchmarks.server_works import sentences
@@ -164,6 +164,7 @@ def limits(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
         "registry": [scaling_limits.registry(count) for count in (100, 1_000, 10_000)],
         "store": [],
         "loaded": [],
+        "start": [],
         "metrics": [scaling_limits.metrics_page(count) for count in (10, 200, 10_000)],
     }
     for count in (100, 1_000) if quick else (100, 1_000, 10_000):
@@ -172,6 +173,8 @@ def limits(report: dict[str, Any], folder: Path, quick: bool) -> dict[str, Any]:
         store = scaling_limits.many_tasks(place, count)
         found["store"].append(scaling_limits.store_times(store))
         found["loaded"].append(scaling_limits.loaded(store, count))
+        taken = start_s(store, report["engine"]["batch_tokens"])
+        found["start"].append({"tasks": count, "seconds": round(taken, 1)})
     with scaling_limits.ray_board() as (call, process):
         found["board"] = [
             scaling_limits.board_round(call, process, replicas)

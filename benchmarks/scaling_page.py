@@ -51,8 +51,6 @@ def tables(report: Report) -> dict[str, str]:
         found["request"] = _request(report["server"])
     if "validation" in report:
         found["validation"] = _validation(report["validation"])
-    if "server" in report and "limits" in report:
-        found["start"] = _start(report["server"], report["limits"])
     if "limits" in report:
         found |= _limits(report["limits"])
     if "projection" in report:
@@ -139,6 +137,7 @@ def _beside(figure: Mapping[str, float], places: int) -> str:
 def _limits(limits: Mapping[str, Any]) -> dict[str, str]:
     store = {row["tasks"]: row for row in limits["store"]}
     loaded = {row["tasks"]: row for row in limits["loaded"]}
+    started = {row["tasks"]: row for row in limits["start"]}
     registry = [
         (
             f"{row['tasks']:,}",
@@ -148,6 +147,7 @@ def _limits(limits: Mapping[str, Any]) -> dict[str, str]:
             _figure(store.get(row["tasks"]), "change_ms", 0),
             _figure(loaded.get(row["tasks"]), "ms_a_task", 2),
             _figure(loaded.get(row["tasks"]), "bytes_a_task", 1, 1e-3),
+            _figure(started.get(row["tasks"]), "seconds", 1),
         )
         for row in limits["registry"]
     ]
@@ -170,7 +170,7 @@ def _limits(limits: Mapping[str, Any]) -> dict[str, str]:
         "registry": _table(
             (
                 "tasks", "registry, MB", "read it, ms", "read one version, ms",
-                "two changes, ms", "load a task, ms", "memory of a task, KB",
+                "two changes, ms", "load a task, ms", "memory of a task, KB", "a server's start, s",
             ),
             registry,
         ),
@@ -181,20 +181,6 @@ def _limits(limits: Mapping[str, Any]) -> dict[str, str]:
         ),
         "metrics": _table(("tasks asked", "series", "MB", "to make it, ms"), metrics),
     }  # fmt: skip
-
-
-def _start(server: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    """Measured starts, and what reading and loading alone would take with most tasks."""
-    kinds = ("one replica", "many tasks")
-    rows = [
-        (f"{server[kind]['setup']['tasks']:,}", f"{server[kind]['start_s']:,.1f}", "-")
-        for kind in kinds
-    ]
-    for store, loaded in zip(limits["store"], limits["loaded"], strict=True):
-        reading_s = store["tasks"] * (store["read_version_ms"] + loaded["ms_a_task"]) / 1000
-        rows.append((f"{store['tasks']:,}", "-", f"{reading_s:,.1f}"))
-    rows.sort(key=lambda row: int(row[0].replace(",", "")))
-    return _table(("tasks", "a server's start, s (measured)", "reading and loading, s"), rows)
 
 
 def _figure(row: Mapping[str, Any] | None, name: str, places: int, times: float = 1.0) -> str:

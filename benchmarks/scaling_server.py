@@ -73,16 +73,21 @@ def serving(store: Store, setting: Setting) -> Iterator["Measuring"]:
     command += ["--port", str(port), "--replicas", str(setting.replicas)]
     command += ["--engine-threads", str(setting.threads)]
     command += ["--max-batch-tokens", str(setting.batch_tokens), *setting.options]
-    began = time.perf_counter()
     with running(command, port, {"TASKBONE_TOKEN": TOKEN}):
-        yield Measuring(Server(port, TOKEN), setting, time.perf_counter() - began)
+        yield Measuring(Server(port, TOKEN), setting)
+
+
+def start_s(store: Store, batch_tokens: int) -> float:
+    """How long a server with this store takes from the command until it answers for all tasks."""
+    began = time.perf_counter()
+    with serving(store, Setting("start", 1, 2, batch_tokens)):
+        return time.perf_counter() - began
 
 
 class Measuring:
     """Asks a running server, and looks at its processes meanwhile."""
 
-    def __init__(self, server: Server, setting: Setting, start_s: float) -> None:
-        self.start_s = start_s
+    def __init__(self, server: Server, setting: Setting) -> None:
         self._server = server
         self._setting = setting
         children = psutil.Process().children(recursive=True)
@@ -225,7 +230,6 @@ def measure(
         found = measuring.by_chance(questions, rate, seconds)
         runs[f"{load:.0%} by chance"] = found.record() | {"offered": round(rate, 2)}
     return {
-        "start_s": round(measuring.start_s, 2),
         "request": as_record(around),
         "engine_core_us": round(1e6 * many.busy["engine"], 1),
         "runs": runs,
