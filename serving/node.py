@@ -91,9 +91,10 @@ def run(host: str, port: int, token: str, ray_port: int, join: str | None) -> No
             console.print(f"{received}: finishing the requests under way; Ctrl-C stops at once.")
         finally:
             with suppress(KeyboardInterrupt), signals.interruptible():
+                # First the front door: Ray ends it without waiting for what is under way.
+                haproxy.drain(folder, deployment.GRACE_S)
                 if ray is not None:
                     _end_replicas(ray)
-                haproxy.drain(folder, deployment.GRACE_S)
             processes.end_descendants(grace_s=2)
 
 
@@ -130,8 +131,8 @@ def _start_front_doors(head: str, port: int) -> None:
 
 
 def _end_replicas(ray: "subprocess.Popen[bytes]") -> None:
-    """Have Ray drain this node, and wait until its replicas have answered what any node's front
-    door has given them and are gone; this node's own front door answers meanwhile."""
+    """Have Ray drain this node, and wait until its replicas have answered what the other nodes'
+    front doors have given them, and are gone."""
     ray.terminate()
     deadline = time.monotonic() + REPLICA_END_S
     while processes.has_child(_REPLICA) and ray.poll() is None and time.monotonic() < deadline:

@@ -203,6 +203,13 @@ def test_a_machines_own_replicas_are_asked_for_metrics(server: Server) -> None:
     } == replicas
 
 
+def test_the_front_door_takes_commands_from_its_owner_alone(server: Server) -> None:
+    sockets = list(server.folder.rglob("*.sock"))
+    assert {path.name for path in sockets} >= {"admin.sock", "console.sock"}
+    for path in sockets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_client_that_hangs_up_cancels_its_prediction(server: Server) -> None:
     def answered() -> float:
         return server.metric("taskbone_requests_total", task="parity", code="200")

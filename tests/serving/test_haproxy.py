@@ -8,6 +8,8 @@ import pytest
 from serving import haproxy
 
 CONFIG = """\
+global
+    stats socket {ours}/admin.sock mode 666 level admin expose-fd listeners
 defaults
     mode http
     timeout connect 5s
@@ -18,6 +20,8 @@ frontend http_frontend
     bind 127.0.0.1:18999
     default_backend taskbone
 backend taskbone
+    option httpchk GET /-/healthz
+    http-check expect status 200
 {servers}
 """
 HERE = "    server here 127.0.0.1:30000 check"
@@ -34,7 +38,7 @@ def test_a_front_door_tells_of_its_own_machine_or_not_at_all(
 ) -> None:
     launcher = haproxy.environment(tmp_path, None)["RAY_SERVE_HAPROXY_BINARY_PATH"]
     config = tmp_path / "haproxy.cfg"
-    config.write_text(CONFIG.format(servers="\n".join(servers)))
+    config.write_text(CONFIG.format(ours=tmp_path, servers="\n".join(servers)))
     done = subprocess.run(
         [launcher, "-db", "-f", str(config), "-c"], capture_output=True, text=True, check=False
     )
@@ -44,3 +48,25 @@ def test_a_front_door_tells_of_its_own_machine_or_not_at_all(
     assert [line.split()[1] for line in lines if line.lstrip().startswith("use-server")] == chosen
     assert all(line.endswith(rule) for line in lines if "use-server" in line)
     assert (DENY in lines) == (not chosen)
+    assert "    http-check expect rstring (success|DRAINING)" in lines
+    # Nobody else may tell it what to do, and the one who drains it finds it in a folder of its own.
+    sockets = [line.split()[2:] for line in lines if line.lstrip().startswith("stats socket")]
+    assert sockets == [
+        [f"{tmp_path}/admin.sock", *"mode 600 level admin expose-fd listeners".split()],
+        [f"{tmp_path}/console.sock", *"mode 600 level user".split()],
+    ]
+
+
+@pytest.mark.parametrize(("servers", "code"), [([THERE], 0), ([], 1)])
+def test_what_knows_no_replica_does_not_replace_what_runs(
+    tmp_path: Path, servers: list[str], code: int
+) -> None:
+    launcher = haproxy.environment(tmp_path, None)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(CONFIG.format(ours=tmp_path, servers="\n".join(servers)))
+    done = subprocess.run(
+        [launcher, "-db", "-f", str(config), "-c", "-sf", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert ("no replica is named" in done.stderr) == (code == 1)
