@@ -61,8 +61,12 @@ class TaskCounts(_Sampled):
 
 
 class Sample(_Sampled):
-    """The answer of `GET /v1/stats`: one machine's replicas, summed. `at` is a Unix time."""
+    """The answer of `GET /v1/stats`: one machine's replicas, summed. `at` is a Unix time.
 
+    `node` is its name; a server of before 0.1 does not tell.
+    """
+
+    node: str = ""
     at: float
     replicas: int
     replicas_ready: int
@@ -139,9 +143,9 @@ def quantile(share: float, counts: Sequence[int], bounds: Sequence[float]) -> fl
 
 
 def follows(before: Sample, after: Sample) -> bool:
-    """Whether the second sample can be subtracted from: it is later, has the same bounds, and no
-    counter has fallen. They fall where a replica has ended that had counted."""
-    if after.at <= before.at or after.bounds_s != before.bounds_s:
+    """Whether the second sample can be subtracted from: it is of the same machine, later, has the
+    same bounds, and no counter has fallen. They fall where a replica has ended that had counted."""
+    if after.node != before.node or after.at <= before.at or after.bounds_s != before.bounds_s:
         return False
     counted = dict(_counters(after))
     return all(counted.get(name, 0) >= count for name, count in _counters(before))

@@ -2,6 +2,7 @@
 draws it. Knows the metrics' names; no HTTP.
 """
 
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -61,8 +62,11 @@ class TaskStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What this machine's replicas have counted since they started. Take two, and subtract."""
+    """What this machine's replicas have counted since they started. Take two of the same node, and
+    subtract."""
 
+    node: str
+    """The machine's name. In a cluster every front door tells of its own machine."""
     at: float
     """Seconds since 1970."""
     replicas: int
@@ -93,16 +97,19 @@ class StatsReader:
         """The figures as JSON. Takes milliseconds: not for the event loop's thread."""
         with self._lock:
             if time.monotonic() - self._at > KEPT_S:
-                self._told = _JSON.dump_json(stats_of(self._metrics.total(), time.time()))
+                self._told = _JSON.dump_json(
+                    stats_of(self._metrics.total(), time.time(), socket.gethostname())
+                )
                 self._at = time.monotonic()
             return self._told
 
 
-def stats_of(values: Values, at: float) -> Stats:
+def stats_of(values: Values, at: float, node: str) -> Stats:
     """The figures that stand in the metrics."""
     name, fingerprint = next(iter(values["taskbone_backbone_info"]), ("", ""))
     events = _by_label(values, "taskbone_plan_cache_events_total")
     return Stats(
+        node=node,
         at=at,
         replicas=_number(values, "taskbone_replicas"),
         replicas_ready=_number(values, "taskbone_replicas_ready"),
@@ -177,6 +184,7 @@ def example() -> dict[str, Any]:
     counts[3] = 12
     times = {"counts": counts, "sum_s": 0.045}
     return {
+        "node": "worker-1",
         "at": 1764492000.1,
         "replicas": 3,
         "replicas_ready": 3,

@@ -44,6 +44,7 @@ class Look:
         measured = {task.task: asdict(task) for task in rates.tasks}
         return {
             "url": self.url,
+            "node": sample.node or None,
             "failure": self.failure or None,
             "at": sample.at,
             "seconds": rates.seconds,
@@ -86,7 +87,10 @@ class Window:
         from serving.statistics import between, follows
 
         last = self.samples[-1] if self.samples else None
-        if last is not None and 0 <= last.at - sample.at < WINDOW_S:
+        if last is not None and last.node != sample.node and sample.at - last.at < WINDOW_S:
+            # A load balancer brings the answers of several machines: one of them is watched.
+            sample = self.samples.pop()
+        elif last is not None and 0 <= last.at - sample.at < WINDOW_S:
             # Replicas work their figures out at most once a second, each for itself.
             sample = self.samples.pop()
         elif last is not None and not follows(last, sample):
@@ -121,8 +125,8 @@ def status_command(
     Of the server: its replicas, memory and queue. For each task: its version, beside it a canary
     (c) or shadow (s), the share of the neurons that it keeps, requests a second, quantiles of the
     time in the server, the share of requests that got another status than 2xx, and where the time
-    went. Figures are over the last ten seconds of looking; of the machine that answers, where there
-    are several. The key needs the scope metrics, and predict for what tasks keep.
+    went. Figures are over the last ten seconds of looking; of the first machine that answers,
+    where there are several. The key needs the scope metrics, and predict for what tasks keep.
 
     On a terminal it goes on until Ctrl-C. Elsewhere, with --once or --json, it looks twice and
     ends; --watch --json prints a line of JSON for each look.
@@ -176,7 +180,7 @@ def look_again(url: str, token: str | None, interval_s: float) -> Iterator[Look]
             else:
                 rates = window.add(sample)
                 if rates is not None:
-                    last = Look(url, sample, rates, described)
+                    last = Look(url, window.samples[-1], rates, described)
                     yield last
             due = max(due + interval_s, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))

@@ -70,7 +70,8 @@ def _head(look: "Look") -> list[Text]:
 def _replicas(url: str, sample: Sample) -> Text:
     ready = sample.replicas_ready >= sample.replicas
     line = Text(printable(url), style="bold")
-    state = f"   {sample.replicas_ready} of {sample.replicas} replicas ready"
+    place = f" on {printable(sample.node)}" if sample.node else ""
+    state = f"   {sample.replicas_ready} of {sample.replicas} replicas ready{place}"
     return line.append(state, style="green" if ready else "bold yellow")
 
 

@@ -112,7 +112,7 @@ export class Figures {
       const { hit = 0, miss = 0 } = history.latest.plan_cache;
       facts.push(["model in memory", `${size(history.latest.backbone.bytes)}, once for all tasks`]);
       if (hit + miss > 0) facts.push(["ready networks found", `${percent(hit / (hit + miss))} of the times one was needed`]);
-      facts.push(["newest figures", clock(history.ended)]);
+      facts.push(["machine", history.latest.node], ["newest figures", clock(history.ended)]);
     }
     const place = byId("detail-facts");
     const signature = JSON.stringify(facts);

@@ -49,6 +49,11 @@ export class History {
   /** Take in one answer of `GET /v1/stats`. */
   add(stats) {
     if (this._latest !== null && String(stats.bounds_s) !== String(this._latest.bounds_s)) this.clear();
+    // A load balancer brings the answers of several machines. One of them is watched, as long as it answers.
+    if (this._latest !== null && stats.node !== this._latest.node) {
+      if (stats.at - this._latest.at < GAP_S) return;
+      this.clear();
+    }
     // Another replica may tell what it found a second ago. A clock that was set back is another thing: then times before
     // and after cannot be compared.
     if (this._latest !== null && stats.at < this._latest.at - GAP_S) this.clear();

@@ -176,6 +176,41 @@ class TestOnce:
         found = json.loads(succeed("status", "--json"))
         assert (found["seconds"], found["requests_per_s"]) == (1.0, 10.0)
 
+    def test_of_several_machines_the_first_is_watched(
+        self, server: FakeServer, counting: Counting
+    ) -> None:
+        """A load balancer brings the answers of two in turn; their counts differ."""
+        moments = iter(range(1, 9))
+
+        def answer(path: str, body: Any) -> tuple[int, bytes]:
+            if path == "/v1/stats":
+                moment = next(moments)
+                counting.looks = moment if moment % 2 else 1000 + moment
+                counting.stats = {"at": moment, "node": "one" if moment % 2 else "two"}
+                return 200, json.dumps(counting.counted() | counting.stats).encode()
+            return counting(path, body)
+
+        server.answer = answer
+        found = json.loads(succeed("status", "--json"))
+        assert (found["node"], found["seconds"], found["requests_per_s"]) == ("one", 2.0, 10.0)
+
+    def test_a_machine_that_answers_no_longer_gives_way(
+        self, server: FakeServer, counting: Counting
+    ) -> None:
+        moments = iter((1, 20, 21))
+
+        def answer(path: str, body: Any) -> tuple[int, bytes]:
+            if path == "/v1/stats":
+                moment = next(moments)
+                counting.looks = moment
+                counting.stats = {"at": moment, "node": "one" if moment == 1 else "two"}
+                return 200, json.dumps(counting.counted() | counting.stats).encode()
+            return counting(path, body)
+
+        server.answer = answer
+        found = json.loads(succeed("status", "--json"))
+        assert (found["node"], found["seconds"], found["requests_per_s"]) == ("two", 1.0, 10.0)
+
     def test_a_key_for_metrics_alone(self, server: FakeServer, counting: Counting) -> None:
         server.answer = lambda path, body: (
             error(403, "forbidden", "this route needs 'predict'")

@@ -15,6 +15,7 @@ class FakeStats:
 
     def __init__(self, *tasks: str) -> None:
         self.at = 1_800_000_000.0
+        self.node = "one"
         self.status = 200
         self.replicas_ready = 2
         self.rejected = {"overloaded": 5}
@@ -44,6 +45,7 @@ class FakeStats:
         """The next answer."""
         self.at += 2
         return {
+            "node": self.node,
             "at": self.at,
             "replicas": 2,
             "replicas_ready": self.replicas_ready,

@@ -258,6 +258,26 @@ def test_a_replica_that_begins_anew_takes_nothing_away(tabs: Tabs, stats: FakeSt
         expect(page.locator("#state")).to_have_text("answering, 1 of 2 replicas")
 
 
+def test_of_several_machines_the_first_is_watched(tabs: Tabs, stats: FakeStats) -> None:
+    """A load balancer brings the answers of two, whose counts have nothing in common."""
+    with tabs() as opened:
+        page = open_page(opened, stats)
+        other = FakeStats(*TASKS)
+        other.node = "two"
+        other.count("mood", 0.004, 5_000)
+        for _ in range(3):
+            stats.count("mood", 0.004, 10)
+            other.at = stats.at
+            stats.at += 2
+            opened.page.route("**/v1/stats", other.answer)
+            look(page)
+            opened.page.unroute("**/v1/stats", other.answer)
+            look(page)
+        expect(page.locator("#detail-facts")).to_contain_text("30 without error")
+        expect(page.locator("#detail-facts")).to_contain_text("machine")
+        expect(page.locator("#detail-facts")).to_contain_text("one")
+
+
 def test_rows_are_sorted_by_what_is_asked_for(tabs: Tabs, stats: FakeStats) -> None:
     with tabs() as opened:
         page = open_page(opened, stats)

@@ -136,6 +136,7 @@ class TestBetween:
         "after",
         [
             sample(100.0),  # the same moment
+            sample(101.0, tasks={"mood": task(requests={"200": 4})}, node="another"),
             sample(101.0, bounds_s=(0.1, 0.2, 0.5)),
             sample(101.0, tasks={"mood": task(requests={"200": 2})}),
             sample(101.0, tasks={"other": task(requests={"200": 9})}),

@@ -55,8 +55,8 @@ def test_a_tasks_versions_are_added_up_and_the_active_one_is_named() -> None:
     metrics.request("a", 2, 503, 99.0)
     metrics.timings("a", 2, Timings(1.0, 2.0, 3.0, 6.0))
     metrics.request("unknown", None, 404, 0.001)
-    found = stats.stats_of(metrics.total(), 12.5)
-    assert found.at == 12.5
+    found = stats.stats_of(metrics.total(), 12.5, "here")
+    assert (found.at, found.node) == (12.5, "here")
     assert found.tasks.keys() == {"a"}
     task = found.tasks["a"]
     assert (task.version, task.overlay_bytes) == (2, 5)
@@ -75,7 +75,7 @@ def test_what_is_not_served_any_more_has_no_version_and_keeps_its_counts() -> No
     metrics.request("a", 1, 200, 0.002)
     metrics.serve([])
     metrics.request("nameless", 1, 200, 0.002)
-    found = stats.stats_of(metrics.total(), 0.0).tasks
+    found = stats.stats_of(metrics.total(), 0.0, "here").tasks
     assert {name: task.version for name, task in found.items()} == {"a": None, "other": None}
     assert found["a"].requests == {"200": 1}
     assert found["other"].requests == {"200": 1}
