@@ -148,7 +148,7 @@ class Service:
         await self._admit(task, inputs, ask)
         with self._tasks.using(task, ask) as (version, served):
             encodings = await self._encode(version, inputs, ask)
-            tokenized = time.perf_counter()
+            stages = _tokenized(version, encodings, started, ask)
             answer = await asyncio.wrap_future(
                 self._engine.submit(
                     version.servable,
@@ -160,7 +160,7 @@ class Service:
             )
         if served is not None and served.shadow is not None:
             self._shadow.compare(version, served.shadow, inputs, answer)
-        return self._answer(version, encodings, answer, started, tokenized, ask)
+        return self._answer(version, stages, answer)
 
     async def predict_many(
         self, tasks: Sequence[str], inputs: Sequence[TextInput], ask: Ask = PLAIN
@@ -173,30 +173,26 @@ class Service:
         started = time.perf_counter()
         for task in tasks:
             await self._admit(task, inputs, ask)
-        results: list[TaskAnswer | ServingError] = []
         with ExitStack() as held:
             used = [held.enter_context(self._tasks.using(task, ask))[0] for task in tasks]
             encoded = [await self._encode_or_error(version, inputs, ask) for version in used]
-            tokenized = time.perf_counter()
+            questions = [
+                (version, encodings, _tokenized(version, encodings, started, ask))
+                for version, encodings in zip(used, encoded, strict=True)
+                if not isinstance(encodings, ServingError)
+            ]
             futures = self._engine.submit_all(
-                [
-                    (version.servable, encodings)
-                    for version, encodings in zip(used, encoded, strict=True)
-                    if not isinstance(encodings, ServingError)
-                ],
+                [(version.servable, encodings) for version, encodings, _ in questions],
                 key=ask.caller.name,
                 weight=ask.caller.weight,
                 deadline=ask.deadline,
             )
-            answers = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-        for version, encodings in zip(used, encoded, strict=True):
-            if isinstance(encodings, ServingError):
-                results.append(encodings)
-            else:
-                results.append(
-                    self._answer(version, encodings, next(answers), started, tokenized, ask)
-                )
-        return results
+            found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        answers = iter(
+            self._answer(version, stages, answer)
+            for (version, _, stages), answer in zip(questions, found, strict=True)
+        )
+        return [one if isinstance(one, ServingError) else next(answers) for one in encoded]
 
     async def _encode_or_error(
         self, version: LoadedVersion, inputs: Sequence[TextInput], ask: Ask
@@ -285,11 +281,8 @@ class Service:
     def _answer(
         self,
         version: LoadedVersion,
-        encodings: Sequence[Encoding],
+        stages: Stages,
         answer: EngineAnswer,
-        started: float,
-        tokenized: float,
-        ask: Ask,
     ) -> TaskAnswer:
         labels = version.info.labels
         predictions = []
@@ -299,20 +292,15 @@ class Service:
                 Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
             )
         timings = Timings(
-            tokenize_ms=1000 * (tokenized - started),
+            tokenize_ms=1000 * (stages.tokenized - stages.started),
             queue_ms=1000 * answer.queue_s,
             forward_ms=1000 * answer.forward_s,
-            total_ms=1000 * (time.perf_counter() - started),
+            total_ms=1000 * (time.perf_counter() - stages.started),
         )
         info = version.info
         self._metrics.timings(info.task, info.version, timings)
-        count = len(encodings)
-        tokens = sum(len(one.token_ids) for one in encodings) + info.prompt_tokens * count
-        if ask.stages is not None:
-            ask.stages.append(
-                Stages(info.task, info.version, started, tokenized, count, tokens, answer.batches)
-            )
-        return TaskAnswer(info.task, info.version, tuple(predictions), timings, tokens)
+        stages.batches = answer.batches
+        return TaskAnswer(info.task, info.version, tuple(predictions), timings, stages.tokens)
 
     async def _encode(
         self, version: LoadedVersion, inputs: Sequence[TextInput], ask: Ask
@@ -372,3 +360,15 @@ def open_backend(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _tokenized(
+    version: LoadedVersion, encodings: Sequence[Encoding], started: float, ask: Ask
+) -> Stages:
+    """A request whose texts have just become tokens; noted where it is traced."""
+    info, count = version.info, len(encodings)
+    tokens = sum(len(one.token_ids) for one in encodings) + info.prompt_tokens * count
+    stages = Stages(info.task, info.version, started, time.perf_counter(), count, tokens)
+    if ask.stages is not None:
+        ask.stages.append(stages)
+    return stages

@@ -103,7 +103,10 @@ class Spans:
         sending.join(CLOSE_S)
 
     def stages(self, request: Span, stages: Sequence[Stages], offset_ns: int) -> None:
-        """The spans below a request's: tokenize, queue, and a forward for each of its batches."""
+        """The spans below a request's: tokenize, queue, and a forward for each of its batches.
+
+        Of a request that failed after its texts had become tokens, all the rest is its wait.
+        """
 
         def child(name: str, start: float, end: float, links: Sequence[Link] = ()) -> Span:
             span = self._requests.start_span(
@@ -117,8 +120,8 @@ class Spans:
         batches = dict.fromkeys(batch for one in stages for batch in one.batches)
         in_turn = sorted(batches, key=lambda batch: batch.started)
         child("tokenize", min(one.started for one in stages), tokenized)
-        if in_turn:
-            child("queue", tokenized, max(tokenized, in_turn[0].started))
+        begun = in_turn[0].started if in_turn else time.perf_counter()
+        child("queue", tokenized, max(tokenized, begun))
         for batch in in_turn:
             shared = self._batch(batch, offset_ns)
             link = Link(shared.get_span_context(), {"taskbone.link": "batch"})

@@ -71,9 +71,9 @@ class Batch:
     tasks: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stages:
-    """What one task's answer to a traced request took. Times by `time.perf_counter`."""
+    """How far a request to one task has come. Times by `time.perf_counter`."""
 
     task: str
     version: int
@@ -81,8 +81,9 @@ class Stages:
     tokenized: float
     sequences: int
     tokens: int
-    batches: tuple[Batch, ...]
-    """Those that answered some of its sequences."""
+    """Of all sequences, prompts included."""
+    batches: tuple[Batch, ...] = ()
+    """Those that answered some of its sequences; none until all are answered."""
 
 
 @dataclass(frozen=True, slots=True)

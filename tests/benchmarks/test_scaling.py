@@ -24,6 +24,7 @@ from benchmarks.scaling_costs import (
     popularity,
 )
 from benchmarks.scaling_gpu import scenarios
+from benchmarks.scaling_machine import Clock, Cores
 from benchmarks.scaling_plans import PlanSizes, Sizes, VirtualPlans
 from benchmarks.scaling_simulation import Asked, System, simulate
 from serving.plans import PlanCache
@@ -160,6 +161,22 @@ class TestSimulation:
             for cores in (1, 2)
         )  # fmt: skip
         assert two.answered_per_s == pytest.approx(2 * one.answered_per_s, rel=0.01)
+
+    def test_a_team_stands_still_while_a_core_is_wanted_elsewhere(self) -> None:
+        """Three threads on two cores: the two that meet at barriers both run a third of the time,
+        the other one two thirds. It ends after 1.5 s; then they go on undisturbed."""
+        clock, ended = Clock(), dict[str, float]()
+        cores = Cores(clock, 2)
+        cores.run(1.0, 2, lambda: ended.update(team=clock.now))
+        cores.run(1.0, 1, lambda: ended.update(other=clock.now))
+        clock.run(10.0)
+        assert ended == pytest.approx({"other": 1.5, "team": 2.0})
+
+    def test_doors_do_not_all_begin_with_the_same_replica(self) -> None:
+        """Eight front doors for eight replicas, hardly asked: nobody meets anybody."""
+        asked, system = Asked(rate=40), System(nodes=8, doors=8, engine_threads=1, batch_tokens=35)
+        found = simulate(system, BatchCost(0.003), NOTHING, asked, seconds=20, warm_up_s=1)
+        assert found.quantile_ms(0.9) == pytest.approx(3.0, rel=0.01)
 
     def test_door_sends_to_the_fewest_under_way(self) -> None:
         """With twice as many front doors, each of which sees less, waits become longer."""

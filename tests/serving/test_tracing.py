@@ -222,14 +222,14 @@ def test_what_fails_in_a_tracer_fails_no_request(
 # --- what a request waited for --------------------------------------------------------------------
 
 
-def answered(traced: Traced, *stages: Stages) -> None:
+def answered(traced: Traced, *stages: Stages, status: int = 200) -> None:
     """One request that was answered from these."""
     exchange = Exchange("id", stages[0].started - 0.001, task=stages[0].task)
     traced.telemetry.begin(exchange, [])
     asked = exchange.ask()
     assert asked.stages is not None
     asked.stages.extend(stages)
-    exchange.status = 200
+    exchange.status = status
     traced.telemetry.end_http(exchange, {"method": "POST"})
     # As a connection does until its next request.
     kept.append(exchange)
@@ -251,6 +251,21 @@ def test_below_a_request_is_what_it_waited_for(traced: Traced) -> None:
     assert [span.name for span in traced.taken()] == ["tokenize", "queue", "forward", "POST"]
     del batch
     assert [span.name for span in traced.taken()] == ["batch"]
+
+
+def test_what_failed_before_its_forward_has_waited_until_then(traced: Traced) -> None:
+    began = time.perf_counter() - 0.05
+    answered(traced, Stages("sst2", 1, began, began + 0.001, 2, 31), status=504)
+    spans = {span.name: span for span in traced.taken()}
+    assert list(spans) == ["tokenize", "queue", "POST"]
+    queue, request = spans["queue"], spans["POST"]
+    assert queue.start_time is not None
+    assert queue.end_time is not None
+    assert queue.end_time - queue.start_time >= 49e6
+    assert request.end_time is not None
+    assert queue.end_time <= request.end_time
+    assert attributes(request)["taskbone.tokens"] == 31
+    assert request.status.status_code is StatusCode.ERROR
 
 
 def test_spans_tell_the_times_that_were_taken(traced: Traced) -> None:
