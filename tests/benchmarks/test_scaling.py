@@ -172,12 +172,6 @@ class TestSimulation:
         clock.run(10.0)
         assert ended == pytest.approx({"other": 1.5, "team": 2.0})
 
-    def test_doors_do_not_all_begin_with_the_same_replica(self) -> None:
-        """Eight front doors for eight replicas, hardly asked: nobody meets anybody."""
-        asked, system = Asked(rate=40), System(nodes=8, doors=8, engine_threads=1, batch_tokens=35)
-        found = simulate(system, BatchCost(0.003), NOTHING, asked, seconds=20, warm_up_s=1)
-        assert found.quantile_ms(0.9) == pytest.approx(3.0, rel=0.01)
-
     def test_door_sends_to_the_fewest_under_way(self) -> None:
         """With twice as many front doors, each of which sees less, waits become longer."""
         asked = Asked(rate=2_200, tasks=1)
