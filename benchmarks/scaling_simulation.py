@@ -8,7 +8,7 @@ from `scaling_costs`. Threads of one machine share its cores.
 import itertools
 import random
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -191,11 +191,15 @@ class _Door:
     """Sends each request to the replica with the fewest of its own under way; of equal ones, to the
     one that got none for longest."""
 
-    def __init__(self, cores: Cores, replicas: list[_Replica]) -> None:
+    def __init__(self, cores: Cores, replicas: list[_Replica], first: int) -> None:
+        """`first`: the replica that gets its first request; doors that began alike would all send
+        to the same one at a time."""
         self.thread = Thread(cores)
         self._replicas = replicas
         self._under_way = [0] * len(replicas)
-        self._order = [(0, number, number) for number in range(len(replicas))]
+        count = len(replicas)
+        self._order = [(0, (number - first) % count, number) for number in range(count)]
+        heapify(self._order)
         self._turn = itertools.count(len(replicas))
 
     def choose(self) -> int:
@@ -234,7 +238,8 @@ class _Run:
             _Replica(self, cores) for cores in nodes for _ in range(system.replicas_per_node)
         ]
         self._doors = [
-            _Door(nodes[number % len(nodes)], self.replicas) for number in range(system.doors)
+            _Door(nodes[number % len(nodes)], self.replicas, number % len(self.replicas))
+            for number in range(system.doors)
         ]
         self._client = Thread(nodes[0])
         self._drawn = 0

@@ -172,6 +172,14 @@ class TestSimulation:
         clock.run(10.0)
         assert ended == pytest.approx({"other": 1.5, "team": 2.0})
 
+    def test_doors_do_not_all_begin_with_the_same_replica(self) -> None:
+        """Fifty front doors, none of which knows of the others' requests: else the first of each
+        would meet at one replica, and wait for 0.15 s."""
+        system = System(nodes=50, doors=50, engine_threads=1, batch_tokens=35)
+        asked = Asked(rate=0.3 * 50 / 0.003)
+        found = simulate(system, BatchCost(0.003), NOTHING, asked, seconds=0.3, warm_up_s=0.1)
+        assert found.quantile_ms(0.99) < 20
+
     def test_door_sends_to_the_fewest_under_way(self) -> None:
         """With twice as many front doors, each of which sees less, waits become longer."""
         asked = Asked(rate=2_200, tasks=1)
