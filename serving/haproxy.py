@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import socket
-import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -32,9 +31,11 @@ _HEAD_S = 10
 LINGER_S = 1.0
 """How long an open connection without a request is waited for when the server stops."""
 
+_STARTER = Path(__file__).with_name("haproxy_starter")
+_STARTER_VARIABLE = "TASKBONE_HAPROXY_LAUNCHER"
+
 _LAUNCHER = """\
-#!/bin/sh
-# Called by Ray as: launcher -db -f CONFIG ...
+# A script for sh, with the arguments of HAProxy, which Ray gives: -db -f CONFIG ...
 set -e
 # Without the status and metrics pages, which Ray opens to every interface without a password;
 # without access logs, which would send every path to UDP port 514; without the fallback to Ray's
@@ -154,10 +155,10 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
             f"file {no_route} if {{ path,url_dec -m beg /-/ }}",
         )
     )
-    program.chmod(stat.S_IRWXU)
     return {
         **FIXED,
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+        _STARTER_VARIABLE: str(program),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_STARTER),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -168,7 +169,7 @@ def environment(folder: Path, listen: tuple[str, int] | None) -> dict[str, str]:
 
 
 def launcher(folder: Path) -> Path:
-    """The program in `folder` that edits HAProxy's configuration and becomes HAProxy."""
+    """The script in `folder` that edits HAProxy's configuration and becomes HAProxy."""
     return folder / "haproxy"
 
 

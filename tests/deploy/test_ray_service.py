@@ -66,7 +66,7 @@ class Pods:
         own = haproxy.launcher(cluster_environment.folder())
         door.write_text(
             f"#!/bin/sh\nsed -i 's#^ *bind [^ ]*:8000$#    bind {address(0)}:8000#' \"$3\"\n"
-            f'exec {own} "$@"\n'
+            f'exec sh {own} "$@"\n'
         )
         door.chmod(0o700)
         start = f"env RAY_SERVE_HAPROXY_BINARY_PATH={door} ray start --head --block {told}"

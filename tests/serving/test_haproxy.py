@@ -1,6 +1,8 @@
 """The front door's configuration, as the launcher makes it of Ray's and HAProxy itself reads it."""
 
+import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,19 @@ backend taskbone
 """
 HERE = "    server here 127.0.0.1:30000 check"
 THERE = "    server there 10.0.0.2:30000 check"
+
 DENY = "    http-request deny deny_status 503 if { path /metrics /v1/stats }"
+
+
+def start(given: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Do as Ray does."""
+    return subprocess.run(
+        [given["RAY_SERVE_HAPROXY_BINARY_PATH"], *arguments],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,12 +50,10 @@ DENY = "    http-request deny deny_status 503 if { path /metrics /v1/stats }"
 def test_a_front_door_tells_of_its_own_machine_or_not_at_all(
     tmp_path: Path, servers: list[str], chosen: list[str]
 ) -> None:
-    launcher = haproxy.environment(tmp_path, None)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    given = haproxy.environment(tmp_path, None)
     config = tmp_path / "haproxy.cfg"
     config.write_text(CONFIG.format(ours=tmp_path, servers="\n".join(servers)))
-    done = subprocess.run(
-        [launcher, "-db", "-f", str(config), "-c"], capture_output=True, text=True, check=False
-    )
+    done = start(given, "-db", "-f", str(config), "-c")
     assert done.returncode == 0, done.stderr
     lines = config.read_text().splitlines()
     rule = "if { path /metrics /v1/stats }"
@@ -61,12 +73,16 @@ def test_a_front_door_tells_of_its_own_machine_or_not_at_all(
 def test_what_knows_no_replica_does_not_replace_what_runs(
     tmp_path: Path, servers: list[str], code: int
 ) -> None:
-    launcher = haproxy.environment(tmp_path, None)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    given = haproxy.environment(tmp_path, None)
     config = tmp_path / "haproxy.cfg"
     config.write_text(CONFIG.format(ours=tmp_path, servers="\n".join(servers)))
-    done = subprocess.run(
-        [launcher, "-db", "-f", str(config), "-c", "-sf", "1"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = start(given, "-db", "-f", str(config), "-c", "-sf", "1")
     assert done.returncode == code, done.stderr
     assert ("no replica is named" in done.stderr) == (code == 1)
+
+
+def test_nothing_is_started_from_the_folder_for_temporary_files(tmp_path: Path) -> None:
+    """Some machines, and containers with `--tmpfs /tmp`, do not allow it."""
+    given = haproxy.environment(tmp_path, None)
+    assert not Path(given["RAY_SERVE_HAPROXY_BINARY_PATH"]).is_relative_to(tmp_path)
+    assert [path for path in tmp_path.iterdir() if os.access(path, os.X_OK)] == []
