@@ -28,7 +28,6 @@ backend taskbone
 """
 HERE = "    server here 127.0.0.1:30000 check"
 THERE = "    server there 10.0.0.2:30000 check"
-
 DENY = "    http-request deny deny_status 503 if { path /metrics /v1/stats }"
 
 
