@@ -63,7 +63,7 @@ class TaskCounts(_Sampled):
 class Sample(_Sampled):
     """The answer of `GET /v1/stats`: one machine's replicas, summed. `at` is a Unix time.
 
-    `node` is its name; a server of before 0.1 does not tell.
+    `node` is its name; an older server does not tell.
     """
 
     node: str = ""

@@ -52,8 +52,9 @@ def test_it_answers_without_rights_and_writes_where_it_may(old: Server) -> None:
     assert fields["NoNewPrivs"] == "1"
     root = Path(f"/proc/{old.process.pid}/root")
     mounts = Path(f"/proc/{old.process.pid}/mounts").read_text().splitlines()
-    flags = {line.split()[1]: line.split()[3].split(",")[0] for line in mounts}
-    assert {flags[path] for path in ("/", "/srv")} == {"ro"}
+    flags = {line.split()[1]: line.split()[3].split(",") for line in mounts}
+    assert {flags[path][0] for path in ("/", "/srv")} == {"ro"}
+    assert "noexec" in flags["/tmp"]  # noqa: S108 - compared
     # Its own folder in /tmp, and nothing beside it.
     assert {path.name.rpartition("-")[0] for path in (root / "tmp").iterdir()} == {"taskbone"}
 
